@@ -1,0 +1,5 @@
+"""Image captioners that look while they speak."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Data sets of photos and captions, drawn scenes, cached features and batches."""

@@ -1,0 +1,16 @@
+"""Encoders, attention and decoders.
+
+Legend of the letters in every shape of this project:
+
+====  =======================================================================
+B     batch: photos
+C     captions in a batch (B times the captions of each photo)
+L     regions of a photo, H x W of the encoder's grid (7 x 7 = 49)
+D     feature width of a region (2048 for ResNet-50)
+T     caption length in tokens
+V     vocabulary size
+E     word-embedding width
+N     hidden width of the recurrence
+A     attention width
+====  =======================================================================
+"""

@@ -1,0 +1,1 @@
+"""The words of captions: tokens, vocabularies and word vectors."""
