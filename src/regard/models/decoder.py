@@ -1,0 +1,59 @@
+"""What every decoder is: a machine that passes its state as a value.
+
+Nothing about a request is stored on a module, so threads and actors can share one model, and search can
+reorder, repeat and drop hypotheses by asking the state for other rows.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol, Self
+
+from torch import Tensor
+
+
+class State(Protocol):
+    """What a decoder knows between two words: one row for each hypothesis, the rows of a photo together."""
+
+    def select(self, indices: Tensor) -> Self:
+        """The state of other rows: ``indices`` is ``(R,)``, into the present rows; repeats are allowed."""
+        ...
+
+
+class Read(NamedTuple):
+    """What a decoder makes of known captions."""
+
+    hidden: Tensor
+    """``(B, K, T, N)``, what it holds after each word; :meth:`Decoder.logits` turns it into scores."""
+    attention: Tensor
+    """``(B, K, T, L)``, where it looked to say the word that follows; each row sums to 1."""
+
+
+class Step(NamedTuple):
+    """What a decoder makes of one more word for each row."""
+
+    logits: Tensor
+    """``(R, V)``, unnormalised scores of the next word."""
+    attention: Tensor
+    """``(R, L)``, where it looked."""
+    state: State
+    """The state after the word."""
+
+
+class Decoder(Protocol):
+    """Writes captions for regions. All words at once (training), or one at a time (search): the same numbers."""
+
+    def read(self, regions: Tensor, captions: Tensor) -> Read:
+        """Read the captions ``(B, K, T)``, word ids, of photos with regions ``(B, L, D)``."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the next word, ``(..., V)``, from hidden values ``(..., N)``."""
+        ...
+
+    def start(self, regions: Tensor) -> State:
+        """The state before the first word, one row for each photo of ``(B, L, D)``."""
+        ...
+
+    def step(self, tokens: Tensor, state: State) -> Step:
+        """Say one word ``(R,)`` in each row."""
+        ...

@@ -1,0 +1,201 @@
+"""The report's decoder: an LSTM whose every gate sees the word, its own past, and where it looks.
+
+Source: Xu et al., "Show, attend and tell" (2015), section 3.1, soft attention. One concatenated input
+``[x_t, h_(t-1), z_t]`` feeds the four gates. Their joint weight is kept as three blocks, which is exact: the
+words' block is one product for all words before the loop, and the scores of the vocabulary are one product
+after it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from regard.models.attention import AdditiveAttention
+from regard.models.decoder import Read, Step
+from regard.models.recurrence import Weights, recur
+
+
+@dataclass(frozen=True, slots=True)
+class LstmState:
+    """The decoder between two words. R rows, several of them may belong to one photo."""
+
+    h: Tensor
+    """``(R, N)``"""
+    c: Tensor
+    """``(R, N)``"""
+    photo: Tensor
+    """``(R,)``, which photo each row describes."""
+    even: bool
+    """Whether every photo has the same number of rows, in the photos' order: then no region is copied."""
+    keys: Tensor
+    """``(B, L, A)``"""
+    regions: Tensor
+    """``(B, L, D)``"""
+
+    def select(self, indices: Tensor) -> LstmState:
+        """The state of other rows: ``indices`` is ``(R,)``; repeats are allowed."""
+        photo = self.photo[indices]
+        photos = len(self.keys)
+        each, rest = divmod(len(photo), photos)
+        even = rest == 0 and bool((photo.view(photos, each).t() == _count(photos, photo)).all())
+        return LstmState(
+            self.h[indices], self.c[indices], photo, even, self.keys, self.regions
+        )
+
+
+class LstmDecoder(nn.Module):
+    """An LSTM that looks at the photo before each word.
+
+    Args:
+        vocabulary_size: V.
+        feature_width: D.
+        embedding_width: E.
+        hidden_width: N.
+        attention_width: A.
+        start_state: ``"mean"``: the state before the first word is a layer on the mean region (Xu et al.,
+            section 3.1.2); ``"zeros"``: it is zero.
+        gate: whether a gate ``beta_t``, a sigmoid layer on ``h_(t-1)``, scales each channel of the context
+            (Xu et al., section 4.2.1, with one value a channel).
+        dropout: share of values dropped in training, of the words' vectors and of the hidden values before the
+            scores.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocabulary_size: int,
+        feature_width: int,
+        embedding_width: int = 300,
+        hidden_width: int = 512,
+        attention_width: int = 512,
+        start_state: Literal["mean", "zeros"] = "mean",
+        gate: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.hidden_width = hidden_width
+        self.embedding = nn.Embedding(vocabulary_size, embedding_width)
+        self.attention = AdditiveAttention(
+            feature_width=feature_width, hidden_width=hidden_width, attention_width=attention_width
+        )
+        self.start_h = nn.Linear(feature_width, hidden_width) if start_state == "mean" else None
+        self.start_c = nn.Linear(feature_width, hidden_width) if start_state == "mean" else None
+        self.gate = nn.Linear(hidden_width, feature_width) if gate else None
+        # Rows in the order input, forget, output, candidate.
+        self.of_word = nn.Linear(embedding_width, 4 * hidden_width)
+        self.of_hidden = nn.Linear(hidden_width, 4 * hidden_width, bias=False)
+        self.of_context = nn.Linear(feature_width, 4 * hidden_width, bias=False)
+        self.output = nn.Linear(hidden_width, vocabulary_size)
+        self.dropout = nn.Dropout(dropout)
+        self._initialise()
+
+    def read(self, regions: Tensor, captions: Tensor) -> Read:
+        """Read known captions, all words at once.
+
+        Args:
+            regions: ``(B, L, D)``, float.
+            captions: ``(B, K, T)``, word ids, beginning with ``<START>``. What follows a word never changes
+                what was made of it, so padding may stand at the end.
+
+        Returns:
+            The hidden values ``(B, K, T, N)`` and the attention ``(B, K, T, L)``.
+        """
+        regions = _lowered(regions)
+        h, c = self._start(regions)  # (B, N)
+        each = captions.shape[1]
+        words = self.dropout(self.embedding(captions.permute(2, 0, 1)))  # (T, B, K, E)
+        gate = self.gate
+        hidden, attention = recur(
+            self.of_word(words),
+            self.attention.keys(regions),
+            regions,
+            h.unsqueeze(1).expand(-1, each, -1),
+            c.unsqueeze(1).expand(-1, each, -1),
+            Weights(
+                query=self.attention.of_hidden.weight,
+                score=self.attention.score.weight.squeeze(0),
+                hidden=self.of_hidden.weight,
+                context=self.of_context.weight,
+                gate=None if gate is None else gate.weight,
+                gate_bias=None if gate is None else gate.bias,
+            ),
+        )
+        return Read(hidden.permute(1, 2, 0, 3), attention.permute(1, 2, 0, 3))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the next word, ``(..., V)``, from hidden values ``(..., N)``."""
+        scores: Tensor = self.output(self.dropout(hidden))
+        return scores
+
+    def forward(self, regions: Tensor, captions: Tensor) -> Tensor:
+        """Scores of every next word of known captions: ``(B, L, D)`` and ``(B, K, T)`` to ``(B, K, T, V)``."""
+        return self.logits(self.read(regions, captions).hidden)
+
+    def start(self, regions: Tensor) -> LstmState:
+        """The state before the first word, one row for each photo of ``(B, L, D)``."""
+        regions = _lowered(regions)
+        h, c = self._start(regions)
+        keys = self.attention.keys(regions)
+        return LstmState(h, c, _count(len(h), h).long(), True, keys, regions)
+
+    def step(self, tokens: Tensor, state: LstmState) -> Step:
+        """Say one word, ``(R,)`` ids, in each row of the state."""
+        if state.even:
+            keys, regions = state.keys, state.regions
+        else:
+            keys, regions = state.keys[state.photo], state.regions[state.photo]
+        photos = len(keys)
+        context, attention = self.attention(
+            state.h.view(photos, -1, self.hidden_width), keys, regions
+        )
+        seen = context.flatten(0, 1)  # (R, D)
+        if self.gate is not None:
+            seen = seen * torch.sigmoid(self.gate(state.h))
+        gates = (
+            self.of_word(self.dropout(self.embedding(tokens)))
+            + self.of_hidden(state.h)
+            + self.of_context(seen)
+        )  # (R, 4N)
+        i, f, o, candidate = gates.chunk(4, dim=-1)
+        c = torch.sigmoid(f) * state.c + torch.sigmoid(i) * torch.tanh(candidate)
+        h = torch.sigmoid(o) * torch.tanh(c)
+        after = LstmState(h, c, state.photo, state.even, state.keys, state.regions)
+        return Step(self.logits(h), attention.flatten(0, 1), after)
+
+    def _start(self, regions: Tensor) -> tuple[Tensor, Tensor]:
+        """The state before the first word, two of ``(B, N)``."""
+        if self.start_h is None or self.start_c is None:
+            zero = regions.new_zeros(len(regions), self.hidden_width)
+            return zero, zero
+        mean = regions.mean(dim=1)  # (B, D)
+        return torch.tanh(self.start_h(mean)), self.start_c(mean)
+
+    def _initialise(self) -> None:
+        """Small random words; forget gates open, so that memory survives the first steps of training.
+
+        The forget bias of 1 is from Jozefowicz, Zaremba and Sutskever, "An empirical exploration of recurrent
+        network architectures" (2015), section 3.2.
+        """
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+        nn.init.uniform_(self.output.weight, -0.1, 0.1)
+        nn.init.zeros_(self.output.bias)
+        n = self.hidden_width
+        nn.init.zeros_(self.of_word.bias)
+        with torch.no_grad():
+            self.of_word.bias[n : 2 * n] = 1.0
+        for gate in range(4):
+            nn.init.orthogonal_(self.of_hidden.weight[gate * n : (gate + 1) * n])
+
+
+def _lowered(regions: Tensor) -> Tensor:
+    """The regions in the precision of the products, as autocast has it."""
+    kind = regions.device.type
+    return regions.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else regions
+
+
+def _count(photos: int, like: Tensor) -> Tensor:
+    return torch.arange(photos, device=like.device)
