@@ -1,0 +1,81 @@
+"""A small convolutional encoder that is trained together with the decoder.
+
+For demonstrations on a laptop and for tests of the whole path, where no pretrained weights are at
+hand: five strided convolutions and two residual blocks. Group normalisation instead of batch
+normalisation, so that a photo alone and the same photo in a batch give the same features, in
+training too.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class SmallEncoder(nn.Module):
+    """Photos to a grid of a sixteenth of their height and width.
+
+    Args:
+        width: D, the feature width of a region; a multiple of 8.
+    """
+
+    stride = 16
+    """Pixels to a region, along each side."""
+
+    def __init__(self, *, width: int = 128) -> None:
+        super().__init__()
+        self.width = width
+        self.stem = nn.Sequential(
+            _Convolution(3, width // 4, kernel=5, stride=2),
+            _Convolution(width // 4, width // 2, kernel=3, stride=2),
+            _Convolution(width // 2, width, kernel=3, stride=2),
+        )
+        self.residual1 = _Residual(width)
+        self.down = _Convolution(width + 2, width, kernel=3, stride=2)
+        self.residual2 = _Residual(width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Photos (B, 3, 16 H, 16 W), normalised, to features (B, D, H, W), zero or above."""
+        x = self.residual1(self.stem(images))  # (B, D, 2 H, 2 W)
+        # Convolutions see a neighbourhood, not a place: captions that say "left of" need the place.
+        x = torch.cat([x, _places(x)], dim=1)  # (B, D + 2, 2 H, 2 W)
+        features: Tensor = self.residual2(self.down(x))  # (B, D, H, W)
+        return features
+
+
+class _Convolution(nn.Module):
+    """Convolution, group normalisation, ReLU."""
+
+    def __init__(self, in_channels: int, channels: int, *, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels, channels, kernel, stride=stride, padding=kernel // 2, bias=False
+        )
+        self.norm = nn.GroupNorm(2, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels in, h, w) to (B, channels, h / stride, w / stride)."""
+        return functional.relu(self.norm(self.conv(x)), inplace=True)
+
+
+class _Residual(nn.Module):
+    """A 3x3 convolution beside a shortcut."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = nn.GroupNorm(2, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, h, w) to the same shape."""
+        return functional.relu(x + self.norm(self.conv(x)), inplace=True)
+
+
+def _places(x: Tensor) -> Tensor:
+    """Column and row of each position of ``x`` (B, any, h, w), from -1 to 1: (B, 2, h, w)."""
+    batch, _, height, width = x.shape
+    columns = torch.linspace(-1, 1, width, device=x.device, dtype=x.dtype)
+    rows = torch.linspace(-1, 1, height, device=x.device, dtype=x.dtype)
+    places = torch.stack(
+        [columns.expand(height, width), rows[:, None].expand(height, width)]
+    )  # (2, h, w)
+    return places.expand(batch, 2, height, width)

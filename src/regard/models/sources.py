@@ -1,0 +1,378 @@
+"""Where pretrained ResNet weights come from: the hub, a folder or a file.
+
+Whatever the source, the result is the same: a depth, a complete set of float32 tensors under
+torchvision's names, and the image preparation that the weights were trained with.
+"""
+
+import json
+import pickle
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from regard.errors import ModelError
+from regard.models.resnet import LAYOUTS, BasicBlock, ResNet
+
+
+@dataclass(frozen=True)
+class ImageStatistics:
+    """How the photos that a network was trained on were prepared."""
+
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of red, green and blue in 0..1; ImageNet's unless the source says otherwise."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation of red, green and blue in 0..1."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """The filter of the resize."""
+    crop_fraction: float = 0.875
+    """The part of the shorter side that was kept; of use only where photos are cropped."""
+
+
+@dataclass(frozen=True)
+class PretrainedResNet:
+    """A complete set of weights, whatever form it came in."""
+
+    id: str
+    """What leads back to the source: the hub id, or the absolute path."""
+    depth: int
+    """18, 34, 50, 101 or 152."""
+    tensors: dict[str, Tensor]
+    """float32 tensors under torchvision's names; the classifier is left out."""
+    statistics: ImageStatistics
+    """The image preparation that goes with the weights."""
+
+
+def read_resnet(
+    source: str, *, revision: str | None = None, offline: bool = False
+) -> PretrainedResNet:
+    """Read ResNet weights from a hub id, a folder or a file.
+
+    Args:
+        source: a hub id such as ``timm/resnet50.tv_in1k``; a folder in timm's or in transformers'
+            layout; or a ``.pth`` or ``.safetensors`` file. A path that exists goes before a hub id
+            of the same name.
+        revision: branch, tag or commit on the hub.
+        offline: use only what an earlier download left on this machine.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _read_folder(path, id=str(path.resolve()))
+    if path.is_file():
+        tensors = _torchvision_tensors(_read_tensors(path), where=str(path))
+        depth = _depth_of(tensors, where=str(path))
+        _check_complete(tensors, depth=depth, where=str(path))
+        return PretrainedResNet(str(path.resolve()), depth, tensors, ImageStatistics())
+    if not _HUB_ID.fullmatch(source):
+        raise ModelError(
+            f"Encoder {source!r}: there is no such file or folder, and it is not a hub id. "
+            "Expected the path of a folder with config.json and model.safetensors, the path of a "
+            ".pth or .safetensors file, a hub id such as timm/resnet50.tv_in1k, or the word small."
+        )
+    return _read_folder(_download(source, revision=revision, offline=offline), id=source)
+
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+# --- folders ----------------------------------------------------------------------------------
+
+
+def _read_folder(folder: Path, *, id: str) -> PretrainedResNet:
+    config = _read_json(folder / "config.json")
+    if "architecture" in config:
+        depth, statistics = _timm_settings(config, folder)
+    elif config.get("model_type") == "resnet":
+        depth, statistics = _transformers_settings(config, folder)
+    else:
+        raise ModelError(
+            f"{folder / 'config.json'} describes no ResNet: it has model_type "
+            f"{config.get('model_type')!r} and no architecture. Expected a timm folder "
+            "(architecture: resnet18 to resnet152) or a transformers folder (model_type: resnet)."
+        )
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        pickles = ", ".join(sorted(path.name for path in folder.glob("*.bin")))
+        raise ModelError(
+            f"{folder} has no model.safetensors"
+            + (f", only {pickles}, a pickle, which is not read. " if pickles else ". ")
+            + "Save the model again with safetensors, or take a folder that has the file."
+        )
+    tensors = _torchvision_tensors(_read_tensors(weights), where=str(weights))
+    _check_complete(tensors, depth=depth, where=str(weights))
+    return PretrainedResNet(id, depth, tensors, statistics)
+
+
+def _timm_settings(config: dict[str, Any], folder: Path) -> tuple[int, ImageStatistics]:
+    architecture = config["architecture"]
+    depths = {f"resnet{depth}": depth for depth in LAYOUTS}
+    if architecture not in depths or config.get("model_args"):
+        options = f" with model_args {config['model_args']}" if config.get("model_args") else ""
+        raise ModelError(
+            f"{folder / 'config.json'} is for {architecture!r}{options}; the networks that can be "
+            f"used are {', '.join(depths)}, without model_args."
+        )
+    trained = config.get("pretrained_cfg", {})
+    usual = ImageStatistics()
+    return depths[architecture], ImageStatistics(
+        mean=_triple(trained.get("mean", usual.mean), folder),
+        std=_triple(trained.get("std", usual.std), folder),
+        interpolation=_filter(trained.get("interpolation", usual.interpolation), folder),
+        crop_fraction=float(trained.get("crop_pct", usual.crop_fraction)),
+    )
+
+
+def _transformers_settings(config: dict[str, Any], folder: Path) -> tuple[int, ImageStatistics]:
+    path = folder / "config.json"
+    # ResNetModel loads weights of the v1.5 kind into a network that strides elsewhere without a
+    # word, and is then a few percent off: an option that changes the network and not the shapes
+    # must be refused by name.
+    expected = {
+        "downsample_in_bottleneck": False,
+        "downsample_in_first_stage": False,
+        "hidden_act": "relu",
+        "embedding_size": 64,
+    }
+    wrong = [
+        f"{name} is {config[name]!r} and must be {value!r}"
+        for name, value in expected.items()
+        if config.get(name, value) != value
+    ]
+    if wrong:
+        raise ModelError(
+            f"{path} is not a ResNet v1.5: {'; '.join(wrong)}. Use another folder, such as a copy "
+            "of microsoft/resnet-50."
+        )
+    layout = (
+        config.get("layer_type", "bottleneck") == "basic",
+        tuple(config.get("depths", (3, 4, 6, 3))),
+    )
+    depths = {(block is BasicBlock, blocks): depth for depth, (block, blocks) in LAYOUTS.items()}
+    if layout not in depths:
+        raise ModelError(
+            f"{path}: layer_type {config.get('layer_type')!r} with depths {list(layout[1])} is "
+            f"none of ResNet-{', '.join(map(str, LAYOUTS))}."
+        )
+    usual = ImageStatistics()
+    preprocessor = folder / "preprocessor_config.json"
+    trained = _read_json(preprocessor) if preprocessor.is_file() else {}
+    return depths[layout], ImageStatistics(
+        mean=_triple(trained.get("image_mean", usual.mean), folder),
+        std=_triple(trained.get("image_std", usual.std), folder),
+        interpolation=_filter(trained.get("resample", usual.interpolation), folder),
+        crop_fraction=float(trained.get("crop_pct") or usual.crop_fraction),
+    )
+
+
+def _triple(values: Any, folder: Path) -> tuple[float, float, float]:
+    match values:
+        case [int() | float() as red, int() | float() as green, int() | float() as blue]:
+            return float(red), float(green), float(blue)
+    raise ModelError(
+        f"{folder}: {values!r} is no mean or standard deviation of red, green and blue. Expected "
+        "three numbers."
+    )
+
+
+def _filter(name: Any, folder: Path) -> Literal["bilinear", "bicubic"]:
+    # transformers writes Pillow's numbers; timm writes names.
+    if name in ("bilinear", 2):
+        return "bilinear"
+    if name in ("bicubic", 3):
+        return "bicubic"
+    raise ModelError(
+        f"{folder}: its photos are to be resized with {name!r}; only bilinear (2) and bicubic (3) "
+        "are known."
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            f"{path.parent} has no {path.name}. An encoder folder holds config.json and "
+            "model.safetensors."
+        ) from None
+    except ValueError as error:
+        raise ModelError(
+            f"{path} is not readable as JSON: {error}. Fetch the file again."
+        ) from error
+    if not isinstance(content, dict):
+        raise ModelError(
+            f"{path} holds a {type(content).__name__}, not an object. Fetch the file again."
+        )
+    return content
+
+
+# --- tensors ----------------------------------------------------------------------------------
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weight file under the names they have there, on the CPU."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(
+            f"{path} cannot be read as weights: {reason} Expected a .safetensors file, or a .pth "
+            "file that holds a state dict and nothing else."
+        ) from error
+    if not isinstance(content, Mapping) or not all(
+        isinstance(value, Tensor) for value in content.values()
+    ):
+        raise ModelError(
+            f"{path} holds a {type(content).__name__} that is not a plain state dict of tensors. "
+            "Save model.state_dict() and use that file."
+        )
+    return dict(content)
+
+
+def _torchvision_tensors(tensors: Mapping[str, Tensor], *, where: str) -> dict[str, Tensor]:
+    """The tensors in float32 under torchvision's names, without classifier and counters."""
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        new = _torchvision_name(name)
+        if new in _CLASSIFIER or new.endswith("num_batches_tracked"):
+            continue
+        renamed[new] = tensor.float().contiguous()
+    if not any(name.startswith("layer") for name in renamed):
+        some = ", ".join(sorted(tensors)[:3]) or "none at all"
+        raise ModelError(
+            f"{where} holds no ResNet: its tensors are {some} ... Expected names such as "
+            "layer1.0.conv1.weight (torchvision, timm) or "
+            "encoder.stages.0.layers.0.layer.0.convolution.weight (transformers)."
+        )
+    return renamed
+
+
+_CLASSIFIER = {"fc.weight", "fc.bias", "classifier.1.weight", "classifier.1.bias"}
+_TRANSFORMERS_BLOCK = re.compile(
+    r"encoder\.stages\.(\d+)\.layers\.(\d+)\."
+    r"(?:layer\.(\d+)|(shortcut))\.(convolution|normalization)\.(\w+)"
+)
+_TRANSFORMERS_STEM = re.compile(r"embedder\.embedder\.(convolution|normalization)\.(\w+)")
+
+
+def _torchvision_name(name: str) -> str:
+    """A tensor's name in torchvision's way; a name that is not transformers' way is kept."""
+    name = name.removeprefix("resnet.")
+    if match := _TRANSFORMERS_STEM.fullmatch(name):
+        module, tensor = match.groups()
+        return f"{'conv1' if module == 'convolution' else 'bn1'}.{tensor}"
+    if match := _TRANSFORMERS_BLOCK.fullmatch(name):
+        stage, block, layer, shortcut, module, tensor = match.groups()
+        if shortcut:
+            place = f"downsample.{0 if module == 'convolution' else 1}"
+        else:
+            place = f"{'conv' if module == 'convolution' else 'bn'}{int(layer) + 1}"
+        return f"layer{int(stage) + 1}.{block}.{place}.{tensor}"
+    return name
+
+
+def _depth_of(tensors: Mapping[str, Tensor], *, where: str) -> int:
+    """Which ResNet the tensors are of, from the number of blocks in each stage."""
+    seen = {tuple(name.split(".")[:2]) for name in tensors if name.startswith("layer")}
+    counts = Counter(stage for stage, _ in seen)
+    blocks = tuple(counts[f"layer{stage}"] for stage in (1, 2, 3, 4))
+    basic = not any(name.endswith(".conv3.weight") for name in tensors)
+    for depth, (block, expected) in LAYOUTS.items():
+        if (block is BasicBlock, expected) == (basic, blocks):
+            return depth
+    raise ModelError(
+        f"{where}: stages of {list(blocks)} {'basic' if basic else 'bottleneck'} blocks are none "
+        f"of ResNet-{', '.join(map(str, LAYOUTS))}."
+    )
+
+
+def _check_complete(tensors: Mapping[str, Tensor], *, depth: int, where: str) -> None:
+    """Refuse weights that do not fit the network, naming every tensor that does not."""
+    with torch.device("meta"):
+        expected = {
+            name: tensor.shape
+            for name, tensor in ResNet(depth=depth).state_dict().items()
+            if not name.endswith("num_batches_tracked")
+        }
+    problems = {
+        "missing": sorted(expected.keys() - tensors.keys()),
+        "unexpected": sorted(tensors.keys() - expected.keys()),
+        "of another shape": [
+            f"{name} {list(tensors[name].shape)} instead of {list(shape)}"
+            for name, shape in sorted(expected.items())
+            if name in tensors and tensors[name].shape != shape
+        ],
+    }
+    if any(problems.values()):
+        listing = "; ".join(
+            f"{len(names)} {kind}: {', '.join(names)}" for kind, names in problems.items() if names
+        )
+        raise ModelError(
+            f"{where} does not fit ResNet-{depth}. {listing}. Use weights of a plain ResNet v1.5, "
+            "or correct the architecture in config.json."
+        )
+
+
+# --- the hub ----------------------------------------------------------------------------------
+
+# The weights come last: where they are, an earlier download was complete.
+_HUB_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
+_HUB_PATIENCE_S = 5.0
+
+
+def _download(repository: str, *, revision: str | None, offline: bool) -> Path:
+    """The folder of a hub repository on this machine, downloaded if it is not here yet."""
+    # Imported here: an encoder from a folder must not pay for the hub's client.
+    from huggingface_hub import (
+        get_hf_file_metadata,
+        hf_hub_download,
+        hf_hub_url,
+        try_to_load_from_cache,
+    )
+    from huggingface_hub.errors import EntryNotFoundError
+
+    weights = try_to_load_from_cache(repository, _HUB_FILES[-1], revision=revision or "main")
+    if isinstance(weights, str):
+        return Path(weights).parent
+    if offline:
+        raise ModelError(
+            f"Encoder {repository!r} is not on this machine, neither as a path nor from an earlier "
+            "download, and offline use was asked for. " + _elsewhere(repository)
+        )
+    try:
+        for name in _HUB_FILES:
+            # One short question first: the download retries for 23 seconds without network.
+            url = hf_hub_url(repository, name, revision=revision)
+            try:
+                get_hf_file_metadata(url, timeout=_HUB_PATIENCE_S)
+            except EntryNotFoundError:
+                if name == "preprocessor_config.json":
+                    continue
+                raise
+            path = Path(hf_hub_download(repository, name, revision=revision))
+        return path.parent
+    except Exception as error:
+        # The client's network errors belong to a library that it has changed twice (requests,
+        # httpx, httpx2), so they cannot be named here; the reason is passed on in full.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(
+            f"Encoder {repository!r} is not on this machine and could not be fetched from the "
+            f"hub: {reason} " + _elsewhere(repository)
+        ) from error
+
+
+def _elsewhere(repository: str) -> str:
+    folder = repository.split("/")[-1]
+    return (
+        f"On a machine with network run: hf download {repository} --include '*.json' "
+        f"--include model.safetensors --local-dir {folder} . Copy that folder here and pass its "
+        f"path: --encoder {folder}"
+    )
