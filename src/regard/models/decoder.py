@@ -8,11 +8,17 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol, Self
 
+import torch
 from torch import Tensor
 
 
 class State(Protocol):
     """What a decoder knows between two words: one row for each hypothesis, the rows of a photo together."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        ...
 
     def select(self, indices: Tensor) -> Self:
         """The state of other rows: ``indices`` is ``(R,)``, into the present rows; repeats are allowed."""

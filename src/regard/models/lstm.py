@@ -36,6 +36,11 @@ class LstmState:
     regions: Tensor
     """``(B, L, D)``"""
 
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return self.h.device
+
     def select(self, indices: Tensor) -> LstmState:
         """The state of other rows: ``indices`` is ``(R,)``; repeats are allowed."""
         photo = self.photo[indices]

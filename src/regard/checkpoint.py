@@ -1,0 +1,309 @@
+"""The model folder: everything a captioner needs to be used again, and nothing that can run code.
+
+========================  ==========================================================================
+``config.json``           format version, settings, encoder, measured scores, hash of the weights
+``vocabulary.json``       the words in the order of their ids
+``model.safetensors``     the decoder's weights, and the encoder's where they were trained
+``README.md``             the model card
+========================  ==========================================================================
+
+A frozen encoder is not copied: the folder says which one it needs, from where, and the hash of its weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+import regard
+from regard.build import build_decoder, build_encoder
+from regard.config import Config, validated
+from regard.errors import ConfigError, ModelError
+from regard.models.encoders import Encoder, encoder_from_description
+from regard.models.lstm import LstmDecoder
+from regard.text.vocabulary import Vocabulary
+
+FORMAT = 1
+"""Version of the folder's format; a folder of a newer one is refused."""
+
+_FILES = ("config.json", "vocabulary.json", "model.safetensors")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A captioner, ready to be used."""
+
+    config: Config
+    vocabulary: Vocabulary
+    encoder: Encoder
+    decoder: LstmDecoder
+    weights_hash: str
+    """SHA-256 of ``model.safetensors``."""
+    scores: Mapping[str, Any]
+    """What the folder says was measured."""
+
+
+def write_model(
+    folder: Path,
+    *,
+    config: Config,
+    vocabulary: Vocabulary,
+    encoder: Encoder,
+    decoder: LstmDecoder,
+    scores: Mapping[str, Any],
+    data: str,
+) -> None:
+    """Write a model folder: the whole of it beside its place, then renamed.
+
+    Args:
+        folder: replaced if it is there.
+        config: the settings of the run.
+        vocabulary: of the decoder.
+        encoder: copied only if it was trained.
+        decoder: any mode, any device.
+        scores: what was measured, by name, with the split and the settings it was measured with.
+        data: the name of the data set, for the card.
+    """
+    beside = folder.with_name(folder.name + ".new")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    tensors = {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
+    if not encoder.frozen:
+        tensors |= {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
+    weights = beside / "model.safetensors"
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(weights))
+    described = {
+        "format": FORMAT,
+        "regard": regard.__version__,
+        "kind": "lstm",
+        "weights": _hash(weights),
+        "settings": config.model_dump(),
+        "encoder": encoder.describe(),
+        "trained_encoder": not encoder.frozen,
+        "feature_width": encoder.width,
+        "scores": dict(scores),
+        "data": data,
+    }
+    vocabulary.save(beside / "vocabulary.json")
+    (beside / "README.md").write_text(_card(described, len(vocabulary)), encoding="utf-8")
+    (beside / "config.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    beside.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_model(
+    source: str | Path, *, encoder: str | None = None, revision: str | None = None
+) -> Model:
+    """Read a model folder, a run, or a hub id, and verify it.
+
+    Args:
+        source: a model folder; a run (its best model is taken); or a hub id.
+        encoder: another place of the encoder's weights than the folder names; they must be the same weights.
+        revision: commit or tag of a hub id.
+
+    Raises:
+        ModelError: something is missing, damaged, of a newer format, or does not fit together.
+    """
+    folder = _find(source, revision)
+    described = _read_config(folder)
+    vocabulary = Vocabulary.load(folder / "vocabulary.json")
+    weights_file = folder / "model.safetensors"
+    weights_hash = _hash(weights_file)
+    if weights_hash != described["weights"]:
+        raise ModelError(
+            f"{weights_file} is not the file that {folder / 'config.json'} was written for: its SHA-256 is "
+            f"{weights_hash[:12]}..., {str(described['weights'])[:12]}... was expected. Copy the whole folder again."
+        )
+    try:
+        config = validated(described["settings"], source=f"the settings in {folder / 'config.json'}")
+    except ConfigError as error:
+        raise ModelError(str(error)) from error
+    seer = _build_encoder(config, described, encoder, folder)
+    decoder = build_decoder(
+        config.decoder, vocabulary_size=len(vocabulary), feature_width=int(described["feature_width"])
+    )
+    try:
+        tensors = load_file(str(weights_file))
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{weights_file} cannot be read: {error}. Copy it again.") from error
+    _fill(decoder, tensors, "decoder.", weights_file)
+    if described["trained_encoder"]:
+        _fill(seer, tensors, "encoder.", weights_file)
+    return Model(
+        config, vocabulary, seer.eval(), decoder.eval().requires_grad_(False), weights_hash,
+        described.get("scores", {}),
+    )  # fmt: skip
+
+
+def _find(source: str | Path, revision: str | None) -> Path:
+    """The local folder of a source."""
+    path = Path(source)
+    for folder in (path, path / "model"):
+        if (folder / "config.json").is_file():
+            return folder
+    if path.exists():
+        raise ModelError(
+            f"{path} is no model folder: it has neither config.json nor model/config.json. A model folder holds "
+            f"{', '.join(_FILES)}; a run has one in RUN/model after its first epoch."
+        )
+    name = str(source)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ModelError(
+            f"There is no model at {name}. Give a run, a model folder, or a hub id such as user/name."
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=[*_FILES, "README.md"], etag_timeout=5
+            )
+        )
+    except (OSError, HfHubHTTPError, LocalEntryNotFoundError, ValueError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(
+            f"There is no folder {name}, and it could not be fetched from the hub ({first}). Where the hub can be "
+            f"reached, run `hf download {name} --local-dir FOLDER`, copy FOLDER here and give its path."
+        ) from error
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    missing = [name for name in _FILES if not (folder / name).is_file()]
+    if missing:
+        raise ModelError(
+            f"The model folder {folder} lacks {', '.join(missing)}. Copy the whole folder again."
+        )
+    file = folder / "config.json"
+    try:
+        described = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read: {error}. Copy it again.") from error
+    if not isinstance(described, dict) or "format" not in described:
+        raise ModelError(
+            f"{file} is not of a captioner written by regard: it has no format version. "
+            "Give the folder of a captioner, for example RUN/model."
+        )
+    if described["format"] != FORMAT:
+        raise ModelError(
+            f"{file} has format {described['format']}; this regard {regard.__version__} reads format {FORMAT}. "
+            "Install the version of regard that wrote it "
+            f"({described.get('regard', 'unknown')}), or a newer one."
+        )
+    wanted = {"weights", "settings", "encoder", "trained_encoder", "feature_width"}
+    lacking = sorted(wanted - set(described))
+    if lacking:
+        raise ModelError(f"{file} lacks {', '.join(lacking)}. Copy it again.")
+    return described
+
+
+def _build_encoder(
+    config: Config, described: Mapping[str, Any], elsewhere: str | None, folder: Path
+) -> Encoder:
+    if described["trained_encoder"]:
+        return encoder_from_description(described["encoder"], frozen=True)
+    settings = config.encoder
+    if elsewhere is not None:
+        settings = settings.model_copy(update={"id": elsewhere, "revision": None})
+    try:
+        encoder = build_encoder(settings)
+    except ModelError as error:
+        raise ModelError(
+            f"The captioner in {folder} needs the encoder {settings.id}, which could not be had: {error} "
+            "Or say where its weights are with --encoder."
+        ) from error
+    expected = described["encoder"].get("weights_hash")
+    if encoder.weights_hash != expected:
+        raise ModelError(
+            f"The encoder {settings.id} has other weights (hash {encoder.weights_hash[:12]}...) than those that the "
+            f"captioner in {folder} was trained with (hash {str(expected)[:12]}...). Give the place of the right "
+            "ones with --encoder."
+        )
+    return encoder
+
+
+def _fill(
+    module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], prefix: str, file: Path
+) -> None:
+    own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    wanted = module.state_dict()
+    problems = (
+        [f"{prefix}{k} is missing" for k in sorted(wanted.keys() - own.keys())]
+        + [f"{prefix}{k} is not known" for k in sorted(own.keys() - wanted.keys())]
+        + [
+            f"{prefix}{k} is {tuple(own[k].shape)}, {tuple(wanted[k].shape)} was expected"
+            for k in sorted(wanted.keys() & own.keys())
+            if own[k].shape != wanted[k].shape
+        ]
+        + [f"{prefix}{k} holds values that are not finite" for k, v in sorted(own.items())
+           if v.is_floating_point() and not bool(v.isfinite().all())]
+    )  # fmt: skip
+    if problems:
+        raise ModelError(
+            f"{file} does not fit its config.json: {'; '.join(problems)}. Copy the whole folder again."
+        )
+    module.load_state_dict(own)
+
+
+def _hash(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _card(described: Mapping[str, Any], words: int) -> str:
+    encoder = described["encoder"]
+    settings = described["settings"]
+    scores = {k: v for k, v in described["scores"].items() if isinstance(v, int | float)}
+    settled = {k: v for k, v in described["scores"].items() if k not in scores}
+    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in scores.items())
+    how = ", ".join(f"{name} {value}" for name, value in settled.items())
+    held = "in this folder" if described["trained_encoder"] else f"`{encoder['id']}`, not in this folder"
+    return f"""---
+library_name: regard
+pipeline_tag: image-to-text
+tags: [image-captioning, attention]
+---
+
+# An image captioner that shows where it looks
+
+A frozen or jointly trained encoder, additive attention, and an LSTM that writes a caption word by word
+(Xu et al., "Show, attend and tell", 2015). Made with regard {described["regard"]}.
+
+    regard caption PHOTO --model THIS_FOLDER --gaze DIR
+
+| | |
+|---|---|
+| encoder | {encoder["architecture"]}: {held} |
+| hash of the encoder's weights | `{encoder["weights_hash"]}` |
+| photo preparation | {json.dumps(encoder["preparation"])} |
+| data | {described["data"]} |
+| words | {words} |
+| decoder | {json.dumps(settings["decoder"])} |
+
+## Scores
+
+{how}
+
+| score | value |
+|---|---|
+{rows}
+
+## Use
+
+Weights trained on photos from Flickr are for research and education only. Captions are guesses: they name what
+the training photos taught, they are often wrong about numbers, colours and actions, and they carry the habits
+and biases of the people who wrote the training captions. Have a person read them before they are published.
+"""

@@ -1,0 +1,455 @@
+"""The command line: parse, call one function, exit code.
+
+Exit codes: 0 all done, 1 some items failed, 2 bad usage, configuration or data. Heavy libraries are imported inside
+each command, so that help is quick.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import regard
+from regard.errors import RegardError
+
+if TYPE_CHECKING:
+    from regard.data.dataset import Dataset
+    from regard.describe import Decoding
+
+app = typer.Typer(
+    name="regard",
+    help="Image captioners that look while they speak: train them, use them, see where they looked.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Look at a data set, or draw one.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+DataPath = Annotated[
+    Path, typer.Argument(metavar="DATA", help="A data set: its folder, or its file of captions.")
+]
+Format = Annotated[
+    str | None, typer.Option("--format", help="Name of the layout, if the detection is wrong.")
+]
+Images = Annotated[
+    Path | None, typer.Option("--images", help="Folder of the photos, if they are elsewhere.")
+]
+AllowMissing = Annotated[
+    bool, typer.Option("--allow-missing", help="Leave out photos that are not there, and say so.")
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        help="Folder of the feature cache (default: $REGARD_CACHE, or ~/.cache/regard/features).",
+    ),
+]
+SplitSeed = Annotated[
+    int, typer.Option("--split-seed", help="Seed of the splits where the data has none.")
+]
+ModelPath = Annotated[
+    str, typer.Option("--model", help="A run, a model folder, or a hub id.", show_default=False)
+]
+EncoderPlace = Annotated[
+    str | None,
+    typer.Option("--encoder", help="Where the encoder's weights are, if not where the model says."),
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+Beam = Annotated[int, typer.Option("--beam", help="Width of the beam; 1 is greedy.")]
+MaxLength = Annotated[int, typer.Option("--max-length", help="Most words of a caption.")]
+LengthPenalty = Annotated[
+    float,
+    typer.Option(
+        "--length-penalty", help="Exponent of the length that log-probabilities are divided by."
+    ),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where an error came from.", envvar="REGARD_DEBUG")
+    ] = False,
+) -> None:
+    if debug:
+        os.environ["REGARD_DEBUG"] = "1"
+    if version:
+        typer.echo(f"regard {regard.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder of everything it makes.")] = Path("demo"),
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the scenes and the training.")] = 0,
+) -> None:
+    """Draw scenes, train a captioner on them, caption new ones: a few minutes, no network."""
+    from regard.apps.demo import run_demo
+
+    run_demo(out, seed=seed, say=typer.echo, training=_training_bar)
+
+
+@data_app.command("check")
+def data_check(
+    data: DataPath,
+    format: Format = None,
+    images: Images = None,
+    split_seed: SplitSeed = 0,
+) -> None:
+    """Say what a data set holds and name every bad row. Exit code 1 if there are any."""
+    from rich.console import Console
+
+    from regard.data.check import check, render
+    from regard.data.dataset import read_dataset
+    from regard.text.tokenise import tokenise
+
+    dataset = read_dataset(
+        data, layout=format, images=images, allow_missing=True, seed=split_seed
+    )
+    report = check(dataset, tokenise)
+    Console().print(render(report))
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@data_app.command("scenes")
+def data_scenes(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to draw into.")],
+    count: Annotated[int, typer.Option("--count", min=1, help="Scenes.")] = 2000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the drawing.")] = 0,
+) -> None:
+    """Draw scenes of named objects, with five captions each and the objects' boxes."""
+    from regard.data.scenes import draw_scenes
+
+    with _bar("scenes") as advance:
+        draw_scenes(out, count=count, seed=seed, on_progress=advance)
+    typer.echo(f"{count} scenes in {out}")
+
+
+@app.command()
+def features(
+    data: DataPath,
+    encoder: Annotated[
+        str, typer.Option("--encoder", help="Hub id, local folder or weight file.")
+    ] = "timm/resnet50.tv_in1k",
+    image_size: Annotated[int, typer.Option("--image-size", help="Side in pixels.")] = 224,
+    resize: Annotated[str, typer.Option("--resize", help="squash or crop.")] = "squash",
+    device: Device = "auto",
+    cache: Cache = None,
+    format: Format = None,
+    images: Images = None,
+    allow_missing: AllowMissing = False,
+) -> None:
+    """Run the frozen encoder over the photos of a data set, once: what is there already is verified and kept."""
+    from regard.build import build_encoder
+    from regard.config import make_config
+    from regard.data.features import build_features, cache_dir
+
+    dataset = _read(data, format, images, allow_missing)
+    config = make_config(
+        overrides={
+            "encoder.id": encoder,
+            "encoder.image_size": image_size,
+            "encoder.resize": resize,
+        }
+    )
+    seer = build_encoder(config.encoder)
+    with _bar("photos") as advance:
+        build_features(
+            [p.path for p in dataset.photos], seer, cache, on_progress=advance, on_message=_note
+        )
+    typer.echo(f"features of {len(dataset.photos)} photos in {cache_dir(cache, seer)}")
+
+
+def _train_help() -> str:
+    from regard.config import PRESETS, describe_fields
+
+    presets = "\n\n".join(f"  {name}: {text}" for name, (text, _) in PRESETS.items())
+    fields = "\n\n".join(f"  {name}: {text}" for name, text in describe_fields())
+    return f"Presets:\n\n{presets}\n\nSettings (--set NAME=VALUE, or a YAML file):\n\n{fields}"
+
+
+@app.command()
+def train(
+    data: DataPath,
+    out: Annotated[Path, typer.Option("--out", help="The run: a new folder.")],
+    encoder: Annotated[
+        str | None, typer.Option("--encoder", help="Hub id, local folder or weight file.")
+    ] = None,
+    embeddings: Annotated[
+        Path | None, typer.Option("--embeddings", help="File of word vectors to start from.")
+    ] = None,
+    preset: Annotated[str, typer.Option("--preset", help="Settings to begin with.")] = "report",
+    config: Annotated[
+        Path | None, typer.Option("--config", help="YAML file of settings.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="One setting, as in train.epochs=2.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run from its saved state.")
+    ] = False,
+    device: Device = "auto",
+    devices: Annotated[int, typer.Option("--devices", min=1, help="Processes a machine.")] = 1,
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Machines.")] = 1,
+    cache: Cache = None,
+    format: Format = None,
+    images: Images = None,
+    allow_missing: AllowMissing = False,
+    split_seed: SplitSeed = 0,
+) -> None:
+    """Train a captioner; the best epoch's model is left in OUT/model."""
+    from regard.config import make_config
+    from regard.training.run import Machine, train
+
+    overrides: dict[str, Any] = {}
+    if encoder is not None:
+        overrides["encoder.id"] = encoder
+    if embeddings is not None:
+        overrides["text.embeddings"] = str(embeddings)
+    made = make_config(
+        preset=preset, file=config, settings=settings or (), overrides=overrides
+    )
+    dataset = _read(data, format, images, allow_missing, split_seed)
+    with _training_bar() as listener:
+        outcome = train(
+            dataset, made, out, resume=resume,
+            machine=Machine(device=device, devices=devices, nodes=nodes),
+            cache=cache, listener=listener,
+        )  # fmt: skip
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return
+    progress = outcome.progress
+    if not progress.finished:
+        typer.echo(
+            f"Stopped after iteration {progress.step}; nothing is lost. Go on with the same command and --resume."
+        )
+        raise typer.Exit(130)
+    typer.echo(
+        f"Best epoch {progress.best_epoch}, CIDEr {progress.best:.3f}. The model is in {outcome.model}"
+    )
+
+
+@app.command()
+def caption(
+    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="Photos.")],
+    model: ModelPath,
+    beam: Beam = 3,
+    max_length: MaxLength = 30,
+    length_penalty: LengthPenalty = 0.7,
+    sampling: Annotated[
+        bool, typer.Option("--sample", help="Draw the words at random instead of beam search.")
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the draws.")] = 0,
+    count: Annotated[
+        int, typer.Option("--count", help="Captions to choose the best of when sampling.")
+    ] = 1,
+    temperature: Annotated[float, typer.Option("--temperature", help="Of the draws.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Draw from this many words.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option("--top-p", help="Draw from this much probability.")
+    ] = None,
+    gaze: Annotated[
+        Path | None, typer.Option("--gaze", help="Folder for a picture of the gaze a photo.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File for a JSON line a photo.")
+    ] = None,
+    encoder: EncoderPlace = None,
+    device: Device = "auto",
+) -> None:
+    """Caption photos. Exit code 1 if one could not be opened; the others still are captioned."""
+    from regard.apps.photos import caption_photos
+    from regard.captioner import load
+    from regard.describe import Decoding
+
+    decoding = Decoding(
+        beam=beam, max_length=max_length, length_penalty=length_penalty, sampling=sampling,
+        seed=seed, count=count, temperature=temperature, top_k=top_k, top_p=top_p,
+    )  # fmt: skip
+    captioner = load(model, encoder=encoder, device=device)
+    failed = caption_photos(
+        captioner, photos, decoding, out=out, gaze=gaze, say=typer.echo, warn=_warn
+    )
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def evaluate(
+    data: DataPath,
+    split: Annotated[str, typer.Option("--split", help="train, val (or dev), test or all.")] = "val",
+    model: Annotated[
+        str | None, typer.Option("--model", help="A run, a model folder, or a hub id.")
+    ] = None,
+    captions: Annotated[
+        Path | None,
+        typer.Option("--captions", help="Captions made elsewhere: JSON lines, or COCO results."),
+    ] = None,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", help="File for scores, settings and captions.")
+    ] = None,
+    beam: Beam = 3,
+    max_length: MaxLength = 30,
+    length_penalty: LengthPenalty = 0.7,
+    encoder: EncoderPlace = None,
+    cache: Cache = None,
+    format: Format = None,
+    images: Images = None,
+    allow_missing: AllowMissing = False,
+    split_seed: SplitSeed = 0,
+) -> None:
+    """Score a model's captions, or captions from a file, against the references of a split."""
+    from regard.checkpoint import read_model
+    from regard.describe import Decoding
+    from regard.evaluation import evaluate_captions, evaluate_model, read_captions
+
+    if (model is None) == (captions is None):
+        raise RegardError("Give either --model or --captions.")
+    dataset = _read(data, format, images, allow_missing, split_seed)
+    if captions is not None:
+        result = evaluate_captions(dataset, split, read_captions(captions), source=str(captions))
+    else:
+        assert model is not None
+        decoding = Decoding(beam=beam, max_length=max_length, length_penalty=length_penalty)
+        loaded = read_model(model, encoder=encoder)
+        with _bar("photos") as seen, _bar("captions") as said:
+            result = evaluate_model(
+                dataset, split, loaded, decoding, cache=cache, on_features=seen, on_captions=said
+            )
+    if json_out is not None:
+        result.write(json_out)
+    _print_scores(result.settings, result.scores)
+
+
+def main() -> None:
+    """Run the command line; an error that a person can repair is one line and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except RegardError as error:
+        if os.environ.get("REGARD_DEBUG"):
+            raise
+        _warn(f"regard: {error}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _warn("regard: interrupted.")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _read(
+    data: Path, format: str | None, images: Path | None, allow_missing: bool, seed: int = 0
+) -> Dataset:
+    from regard.data.dataset import read_dataset
+
+    dataset = read_dataset(data, layout=format, images=images, allow_missing=allow_missing, seed=seed)
+    missing = sum(problem.kind == "missing photo" for problem in dataset.problems)
+    if missing:
+        _note(f"{missing} missing photos are left out.")
+    others = len(dataset.problems) - missing
+    if others:
+        _note(f"{others} rows were repaired or left out; `regard data check {data}` names them.")
+    return dataset
+
+
+def _note(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _warn(text: str) -> None:
+    typer.secho(text, err=True, fg="red" if sys.stderr.isatty() else None)
+
+
+@contextmanager
+def _bar(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar with a rate and the time left; it appears with the first report."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
+        console=Console(stderr=True), transient=True,
+    ) as progress:  # fmt: skip
+        task = progress.add_task(unit, total=None, visible=False, rate="")
+
+        def advance(done: int, total: int) -> None:
+            speed = progress.tasks[0].speed
+            progress.update(
+                task, completed=done, total=total, visible=True,
+                rate=f"{speed:.0f} {unit}/s" if speed else "",
+            )  # fmt: skip
+
+        yield advance
+
+
+@contextmanager
+def _training_bar() -> Iterator[Any]:
+    """What is shown of a training: bars on a terminal, and a line an epoch everywhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from regard.training.loop import Progress as Done
+    from regard.training.loop import Watch
+    from regard.training.run import Listener
+
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        yield Listener()
+        return
+    with _bar("photos") as encoded, Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[state]}"), TimeRemainingColumn(),
+        console=Console(stderr=True), transient=True,
+    ) as bar:  # fmt: skip
+        task = bar.add_task("training", total=None, visible=False, state="")
+
+        def begin(done: int, steps_per_epoch: int, steps: int) -> None:
+            bar.update(task, completed=done, total=steps, visible=True)
+
+        def iteration(done: Done, loss: float, rate: float) -> None:
+            bar.update(
+                task, completed=done.step,
+                state=f"epoch {done.epoch}  loss {loss:.3f}  {rate:.0f} captions/s",
+            )  # fmt: skip
+
+        def epoch(row: dict[str, float]) -> None:
+            bar.console.print(
+                f"epoch {row['epoch']:.0f}  iteration {row['iteration']:.0f}  "
+                f"loss {row['train_loss']:.3f}  val loss {row['val_loss']:.3f}  "
+                f"BLEU-4 {row['BLEU-4']:.3f}  CIDEr {row['CIDEr']:.3f}  {row['seconds']:.0f} s",
+                highlight=False,
+            )
+
+        yield Listener(
+            message=lambda text: bar.console.print(text, highlight=False),
+            features=encoded,
+            begin=begin,
+            watch=Watch(iteration=iteration, epoch=epoch),
+        )
+
+
+def _print_scores(settings: dict[str, Any], scores: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=None, show_edge=False, pad_edge=False)
+    for name in scores:
+        table.add_column(name, justify="right")
+    table.add_row(*(f"{score.corpus:.4f}" for score in scores.values()))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        f"{settings['data']}, {settings['split']}, {settings['number_of_photos']} photos; "
+        f"{settings['tokenisation']}"
+    )
+
+
+train.__doc__ = f"{train.__doc__}"

@@ -1,0 +1,326 @@
+"""The settings of a captioner and its training: small frozen records, one sentence a field.
+
+The sentences are the help text. Settings are put together in one order, later ones winning: a preset, a
+configuration file, then single settings (``--set a.b=c``). All problems are reported together, before any work.
+"""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from regard.errors import ConfigError
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EncoderConfig(_Record):
+    """The part that sees."""
+
+    id: str = Field(
+        "timm/resnet50.tv_in1k",
+        description="Hub id, local folder or weight file of the encoder; `small` is a few convolutions "
+        "trained together with the decoder.",
+    )
+    revision: str | None = Field(None, description="Commit or tag of a hub id.")
+    image_size: int = Field(224, ge=32, le=2048, description="Side of the prepared photo in pixels.")
+    resize: Literal["squash", "crop"] = Field(
+        "squash", description="How a photo becomes square: the whole of it, or its centre."
+    )
+    fine_tune_stages: int = Field(
+        0, ge=0, le=4, description="Last stages of a pre-trained encoder to train as well; 0 is frozen."
+    )
+
+
+class TextConfig(_Record):
+    """The words."""
+
+    min_count: int = Field(1, ge=1, description="Words seen fewer times in training become <UNK>.")
+    max_length: int = Field(40, ge=1, le=200, description="Longest training caption in words; longer ones are cut.")
+    embeddings: str | None = Field(
+        None,
+        description="File of word vectors (word2vec binary or text, GloVe, gzip of them) that the words start from.",
+    )
+
+
+class DecoderConfig(_Record):
+    """The part that speaks."""
+
+    embedding_width: int | None = Field(
+        None, ge=1, description="E, width of a word's vector; follows the embeddings file, or 300."
+    )
+    hidden_width: int = Field(512, ge=1, description="N, width of the hidden state.")
+    attention_width: int = Field(512, ge=1, description="A, width of the attention space.")
+    start_state: Literal["mean", "zeros"] = Field(
+        "mean", description="State before the first word: a layer on the mean region, or zeros."
+    )
+    gate: bool = Field(False, description="Whether a gate scales the context before it enters the LSTM.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of word and hidden values dropped in training.")
+
+
+class TrainConfig(_Record):
+    """How it learns."""
+
+    epochs: int = Field(20, ge=1, description="Passes over the training captions.")
+    max_steps: int | None = Field(None, ge=1, description="Stop after this many iterations, if sooner.")
+    grouping: Literal["caption", "photo"] = Field(
+        "caption", description="What a batch counts: single captions, or photos with all their captions."
+    )
+    batch_size: int = Field(32, ge=1, description="Captions (or photos) in a batch, over all processes.")
+    captions_per_photo: int = Field(
+        5, ge=1, description="Most captions of one photo in a batch when grouping by photo."
+    )
+    bucket: bool = Field(False, description="Whether batches hold captions of similar length.")
+    optimizer: Literal["adam", "adamw"] = Field("adam", description="Adam, or Adam with decoupled decay.")
+    learning_rate: float = Field(1e-3, gt=0, description="Learning rate of the decoder at its highest.")
+    encoder_learning_rate: float = Field(
+        1e-5, gt=0, description="Learning rate of the unfrozen stages of a pre-trained encoder."
+    )
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay (of matrices, not of biases).")
+    schedule: Literal["step", "cosine", "constant"] = Field(
+        "step", description="How the learning rate falls: in steps, as a cosine to zero, or not."
+    )
+    step_epochs: int = Field(10, ge=1, description="Epochs between two falls of the step schedule.")
+    step_factor: float = Field(0.5, gt=0, le=1, description="Factor of each fall of the step schedule.")
+    warmup_steps: int = Field(0, ge=0, description="Iterations over which the rate rises from zero.")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Share of the target spread evenly over the vocabulary."
+    )
+    clip: float = Field(5.0, ge=0, description="Largest norm of the gradient; 0 never clips.")
+    precision: Literal["auto", "float32", "bf16"] = Field(
+        "auto", description="Precision of products; auto takes bf16 where the machine is fast at it."
+    )
+    save_every: int = Field(500, ge=1, description="Iterations between two saved states to resume from.")
+    patience: int | None = Field(
+        None, ge=1, description="Epochs without a better CIDEr after which training stops; none: never."
+    )
+
+
+class ValidationConfig(_Record):
+    """How each epoch is judged, and how the finished captioner speaks unless told otherwise."""
+
+    split: Literal["val", "test", "train"] = Field("val", description="Split whose photos are captioned.")
+    max_photos: int | None = Field(None, ge=1, description="At most this many photos of it, the first by id.")
+    beam: int = Field(1, ge=1, le=50, description="Beam width of the captions after each epoch.")
+
+
+class Config(_Record):
+    """All settings of a run."""
+
+    seed: int = Field(0, ge=0, description="Seed of every random choice.")
+    encoder: EncoderConfig = Field(default_factory=EncoderConfig)
+    text: TextConfig = Field(default_factory=TextConfig)
+    decoder: DecoderConfig = Field(default_factory=DecoderConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    validation: ValidationConfig = Field(default_factory=ValidationConfig)
+
+
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "report": (
+        "The report's protocol: every word, batches of 32 captions, Adam 0.001 halved every 10 epochs, "
+        "cross-entropy, clipping at 5.",
+        {},
+    ),
+    "fast": (
+        "The best captions for the time on two cores: photos with all their captions, smoothing, decay, dropout, "
+        "a gate on the context, a cosine schedule.",
+        {
+            "text": {"min_count": 5},
+            "decoder": {"gate": True, "dropout": 0.5},
+            "train": {
+                "epochs": 12,
+                "grouping": "photo",
+                "bucket": True,
+                "optimizer": "adamw",
+                "weight_decay": 0.05,
+                "schedule": "cosine",
+                "warmup_steps": 100,
+                "label_smoothing": 0.1,
+            },
+        },
+    ),
+    "scenes": (
+        "For drawn scenes, in a few minutes: the small encoder, trained together with a small decoder.",
+        {
+            "encoder": {"id": "small", "image_size": 112},
+            "decoder": {
+                "embedding_width": 64,
+                "hidden_width": 192,
+                "attention_width": 96,
+                "dropout": 0.2,
+            },
+            "train": {
+                "epochs": 20,
+                "grouping": "photo",
+                "optimizer": "adamw",
+                "weight_decay": 0.01,
+                "learning_rate": 2e-3,
+                "schedule": "cosine",
+                "warmup_steps": 50,
+            },
+        },
+    ),
+}
+
+
+def make_config(
+    *,
+    preset: str = "report",
+    file: Path | None = None,
+    settings: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+) -> Config:
+    """Put settings together.
+
+    Args:
+        preset: a key of :data:`PRESETS`.
+        file: a YAML file with any of the settings.
+        settings: texts such as ``train.epochs=2``; the value is read as YAML.
+        overrides: values by dotted name, applied after the file and before ``settings``.
+
+    Raises:
+        ConfigError: naming every unknown key (with the nearest known one) and every value out of range.
+    """
+    if preset not in PRESETS:
+        raise ConfigError(
+            f"There is no preset {preset!r}{_nearest(preset, PRESETS)}. "
+            f"Presets: {', '.join(sorted(PRESETS))}."
+        )
+    values: dict[str, Any] = {}
+    _merge(values, PRESETS[preset][1])
+    if file is not None:
+        _merge(values, _read_yaml(file))
+    for name, value in (overrides or {}).items():
+        _put(values, name, value)
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(
+                f"--set {setting!r} is not of the form name=value. Write for example --set train.epochs=2."
+            )
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {setting!r}: the value is not YAML ({error}).") from error
+        _put(values, name.strip(), _number(value))
+    return validated(values)
+
+
+def validated(values: Mapping[str, Any], *, source: str = "the settings") -> Config:
+    """A :class:`Config` of plain values.
+
+    Raises:
+        ConfigError: one line for each problem.
+    """
+    try:
+        return Config.model_validate(dict(values))
+    except ValidationError as error:
+        names = [name for name, _ in describe_fields()]
+        lines = []
+        for problem in error.errors():
+            name = ".".join(str(part) for part in problem["loc"])
+            if problem["type"] == "extra_forbidden":
+                lines.append(f"unknown setting {name!r}{_nearest_setting(name, names)}")
+            else:
+                lines.append(f"{name} = {problem['input']!r}: {_lower(problem['msg'])}")
+        raise ConfigError(
+            f"There are problems with {source}:\n  "
+            + "\n  ".join(lines)
+            + "\n`regard train --help` lists every setting."
+        ) from error
+
+
+def describe_fields() -> Iterator[tuple[str, str]]:
+    """Each setting's dotted name and its sentence with the default, in order."""
+    for name, field in Config.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            for inner, f in section.model_fields.items():
+                choices = typing.get_args(f.annotation)
+                kind = (
+                    " [" + "|".join(map(str, choices)) + "]"
+                    if typing.get_origin(f.annotation) is Literal
+                    else ""
+                )
+                yield f"{name}.{inner}", f"{f.description}{kind} (default: {_shown(f.default)})"
+        else:
+            yield name, f"{field.description} (default: {_shown(field.default)})"
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads ``1e-3`` as a text; people mean the number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"The configuration file {file} does not exist.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"The configuration file {file} cannot be read: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"The configuration file {file} holds {type(values).__name__}, not settings by name. "
+            "Write for example:\n  train:\n    epochs: 2"
+        )
+    return _with_numbers(values)
+
+
+def _with_numbers(values: dict[Any, Any]) -> dict[str, Any]:
+    return {
+        str(k): _with_numbers(v) if isinstance(v, dict) else _number(v) for k, v in values.items()
+    }
+
+
+def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key, {}), dict):
+            _merge(into.setdefault(key, {}), value)
+        else:
+            into[key] = value
+
+
+def _put(values: dict[str, Any], name: str, value: Any) -> None:
+    *path, last = name.split(".")
+    for part in path:
+        inner = values.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{name!r}: {part!r} is a single value, it has no parts.")
+        values = inner
+    values[last] = value
+
+
+def _nearest(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" - did you mean {close[0]!r}?" if close else ""
+
+
+def _nearest_setting(name: str, names: Sequence[str]) -> str:
+    """The nearest full name, or the one full name that ends with what was typed."""
+    last = name.rpartition(".")[2]
+    ends = [n for n in names if n.rpartition(".")[2] == last]
+    return f" - did you mean {ends[0]!r}?" if ends else _nearest(name, names)
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]

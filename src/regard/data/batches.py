@@ -1,0 +1,187 @@
+"""Captions and photos to padded batches, in an order that depends on the seed and the epoch alone.
+
+Because the order of every epoch can be made again from ``(seed, epoch)``, a run that was killed goes on at the
+very batch at which it stopped, and each of several processes finds its own part without talking to the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regard.images import Preparation, open_photo
+
+
+class Batch(NamedTuple):
+    """What one iteration learns from."""
+
+    photos: Tensor
+    """``(B, L, D)`` regions from the cache, or prepared photos ``(B, 3, H, W)``."""
+    captions: Tensor
+    """``(B, K, T + 1)``, ids from ``<START>`` to ``<END>``, then padding; absent captions are all padding."""
+    targets: int
+    """Words to be said by this batch in all processes together; the loss is their mean."""
+
+
+class PhotoSource(Protocol):
+    """Where the photos of a batch come from."""
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        """The photos of these indices, one row each."""
+        ...
+
+
+class FeatureReader(Protocol):
+    """A feature cache, by paths."""
+
+    def read(self, paths: Sequence[Path]) -> np.ndarray:
+        """Regions ``(n, L, D)`` of these photos."""
+        ...
+
+
+class CachedRegions:
+    """Photos as regions from the feature cache, ``(B, L, D)``, in the cache's precision."""
+
+    def __init__(self, store: FeatureReader, paths: Sequence[Path]) -> None:
+        self._store, self._paths = store, list(paths)
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        """Regions ``(B, L, D)``, float16."""
+        return torch.from_numpy(self._store.read([self._paths[i] for i in indices]))
+
+
+class PreparedPhotos:
+    """Photos opened and prepared when they are needed, ``(B, 3, H, W)``."""
+
+    def __init__(self, preparation: Preparation, paths: Sequence[Path]) -> None:
+        self._preparation, self._paths = preparation, list(paths)
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        """Prepared photos ``(B, 3, H, W)``, float32."""
+        return torch.from_numpy(
+            np.stack([self._preparation(open_photo(self._paths[i])) for i in indices])
+        )
+
+
+def inputs_and_targets(captions: Tensor) -> tuple[Tensor, Tensor]:
+    """What is read and what is to be said: ``(B, K, T + 1)`` to two of ``(B, K, T)``, one word apart."""
+    return captions[..., :-1], captions[..., 1:]
+
+
+@dataclass(frozen=True)
+class Captions:
+    """The encoded captions of a split: for each photo its captions as word ids without ``<START>``, ``<END>``."""
+
+    by_photo: tuple[tuple[tuple[int, ...], ...], ...]
+    pad: int
+    start: int
+    end: int
+
+    def padded(self, groups: Sequence[Sequence[tuple[int, ...]]]) -> Tensor:
+        """Captions of some photos as ``(B, K, T + 1)``; K is the most captions of one of them."""
+        each = max(len(group) for group in groups)
+        longest = max((len(c) for group in groups for c in group), default=0)
+        ids = np.full((len(groups), each, longest + 2), self.pad, dtype=np.int64)
+        for b, group in enumerate(groups):
+            for k, caption in enumerate(group):
+                ids[b, k, 0] = self.start
+                ids[b, k, 1 : len(caption) + 1] = caption
+                ids[b, k, len(caption) + 1] = self.end
+        return torch.from_numpy(ids)
+
+
+Item = tuple[int, tuple[int, ...]]
+"""A photo's index and which of its captions are read."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which captions each iteration of each epoch reads.
+
+    Args:
+        captions: the captions of the split.
+        grouping: ``"caption"``: an item is one caption; ``"photo"``: a photo with its captions.
+        batch_size: items in a batch, over all processes.
+        captions_per_photo: most captions of a photo in one item; which ones are drawn anew each epoch.
+        bucket: whether the items of a batch have captions of similar length.
+        seed: of the order.
+        rank: which process this is.
+        world: how many processes there are.
+    """
+
+    captions: Captions
+    grouping: Literal["caption", "photo"]
+    batch_size: int
+    captions_per_photo: int = 5
+    bucket: bool = False
+    seed: int = 0
+    rank: int = 0
+    world: int = 1
+
+    def __len__(self) -> int:
+        """Iterations in an epoch."""
+        return -(-self._items() // self.batch_size)
+
+    def batches(self, source: PhotoSource, *, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """This process's part of each batch of an epoch, from iteration ``first`` of it on."""
+        for items in self.order(epoch)[first:]:
+            mine = items[self.rank :: self.world]
+            targets = sum(len(self.captions.by_photo[p][k]) + 1 for p, ks in items for k in ks)
+            if not mine:  # fewer items than processes: this one takes part and adds nothing
+                nothing = torch.full((1, 1, 2), self.captions.pad)
+                yield Batch(source.read([items[0][0]]), nothing, targets)
+                continue
+            groups = [[self.captions.by_photo[p][k] for k in ks] for p, ks in mine]
+            yield Batch(
+                source.read([p for p, _ in mine]), self.captions.padded(groups), targets
+            )
+
+    def order(self, epoch: int) -> list[list[Item]]:
+        """The items of each batch of an epoch, over all processes."""
+        rng = np.random.default_rng([self.seed, epoch])
+        items = self._drawn(rng)
+        order = rng.permutation(len(items))
+        size = self.batch_size
+        if self.bucket:
+            # Sorting within pools of fifty batches, by a length with noise, keeps the order random enough.
+            lengths = np.array([max(len(self.captions.by_photo[p][k]) for k in ks) for p, ks in items])
+            noisy = lengths + rng.uniform(0, 1, len(items))
+            pool = 50 * size
+            order = np.concatenate(
+                [
+                    part[np.argsort(noisy[part], kind="stable")]
+                    for part in (order[i : i + pool] for i in range(0, len(order), pool))
+                ]
+            )
+        batches = [[items[i] for i in order[j : j + size]] for j in range(0, len(order), size)]
+        if self.bucket:
+            batches = [batches[i] for i in rng.permutation(len(batches))]
+        return batches
+
+    def _items(self) -> int:
+        groups = self.captions.by_photo
+        if self.grouping == "photo":
+            return sum(1 for group in groups if group)
+        return sum(len(group) for group in groups)
+
+    def _drawn(self, rng: np.random.Generator) -> list[Item]:
+        groups = self.captions.by_photo
+        if self.grouping == "caption":
+            return [(p, (k,)) for p, group in enumerate(groups) for k in range(len(group))]
+        most = self.captions_per_photo
+        return [
+            (
+                p,
+                tuple(range(len(group)))
+                if len(group) <= most
+                else tuple(sorted(int(k) for k in rng.choice(len(group), most, replace=False))),
+            )
+            for p, group in enumerate(groups)
+            if group
+        ]

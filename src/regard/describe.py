@@ -1,0 +1,131 @@
+"""Regions to captions in words: a decoder, a vocabulary, and one way of choosing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regard.errors import ConfigError
+from regard.models.decoder import Decoder
+from regard.search import Hypothesis, Rules, beam_search, sample
+from regard.text.tokenise import detokenise
+from regard.text.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How captions are chosen.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    beam: int = 3
+    """Width of the beam; 1 is greedy. Not used when sampling."""
+    max_length: int = 30
+    """Most words of a caption."""
+    length_penalty: float = 0.7
+    """Exponent of the length that a candidate's log-probability is divided by."""
+    sampling: bool = False
+    """Whether words are drawn at random instead."""
+    seed: int = 0
+    """Seed of the draws."""
+    count: int = 1
+    """Captions for each photo when sampling."""
+    temperature: float = 1.0
+    """Sharpness of the distribution drawn from: below 1 sharper, above 1 flatter."""
+    top_k: int | None = None
+    """Draw from this many most probable words only."""
+    top_p: float | None = None
+    """Draw from the most probable words that together reach this probability."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} is {value!r}, it must be {wanted}"
+            for name, value, good, wanted in (
+                ("beam", self.beam, 1 <= self.beam <= 50, "from 1 to 50"),
+                ("max-length", self.max_length, 1 <= self.max_length <= 200, "from 1 to 200"),
+                ("count", self.count, 1 <= self.count <= 100, "from 1 to 100"),
+                ("length-penalty", self.length_penalty, 0 <= self.length_penalty <= 5, "from 0 to 5"),
+                ("temperature", self.temperature, 0 < self.temperature <= 100, "above 0, at most 100"),
+                ("seed", self.seed, 0 <= self.seed < 2**40, "at least 0 and below 2^40"),
+                ("top-k", self.top_k, self.top_k is None or self.top_k >= 1, "at least 1"),
+                ("top-p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "above 0, at most 1"),
+            )
+            if not good
+        ]
+        if problems:
+            raise ConfigError("These captions cannot be chosen: " + "; ".join(problems) + ".")
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """What was said of a photo, and where each word looked."""
+
+    text: str
+    """A lower-case sentence."""
+    words: tuple[str, ...]
+    """The T words it is made of."""
+    log_probabilities: tuple[float, ...]
+    """Natural logarithm of each word's probability given the words before it."""
+    maps: np.ndarray
+    """``(T, H, W)``, float32: the attention over the encoder's grid for each word; each sums to 1."""
+    score: float
+    """What candidates of a photo are ordered by."""
+    cut: bool
+    """Whether it was ended because it had reached the greatest length."""
+
+
+def describe(
+    decoder: Decoder,
+    vocabulary: Vocabulary,
+    regions: Tensor,
+    *,
+    grid: tuple[int, int],
+    decoding: Decoding,
+) -> list[list[Caption]]:
+    """Caption photos.
+
+    Args:
+        decoder: in eval mode.
+        vocabulary: of the decoder.
+        regions: ``(B, L, D)`` in float32 on the decoder's device.
+        grid: H and W, with H x W = L.
+        decoding: how captions are chosen.
+
+    Returns:
+        For each photo its captions, best first, at least one.
+    """
+    rules = Rules(
+        start=vocabulary.start,
+        end=vocabulary.end,
+        forbidden=(vocabulary.pad, vocabulary.start, vocabulary.unk),
+        max_length=decoding.max_length,
+        length_penalty=decoding.length_penalty,
+    )
+    with torch.inference_mode():
+        state = decoder.start(regions)
+    photos = len(regions)
+    if decoding.sampling:
+        found = sample(
+            decoder.step, state, photos, rules=rules, seed=decoding.seed, count=decoding.count,
+            temperature=decoding.temperature, top_k=decoding.top_k, top_p=decoding.top_p,
+        )  # fmt: skip
+    else:
+        found = beam_search(decoder.step, state, photos, rules=rules, width=decoding.beam)
+    return [[_in_words(h, vocabulary, grid) for h in hypotheses] for hypotheses in found]
+
+
+def _in_words(hypothesis: Hypothesis, vocabulary: Vocabulary, grid: tuple[int, int]) -> Caption:
+    words = tuple(vocabulary.word(i) for i in hypothesis.ids)
+    return Caption(
+        text=detokenise(words),
+        words=words,
+        log_probabilities=hypothesis.log_probabilities,
+        maps=hypothesis.attention.numpy().reshape(-1, *grid),
+        score=hypothesis.score,
+        cut=hypothesis.cut,
+    )

@@ -1,0 +1,62 @@
+"""One iteration's loss, as one module: what each process runs and what is wrapped for several of them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from regard.data.batches import inputs_and_targets
+from regard.models.encoders import Encoder
+from regard.models.lstm import LstmDecoder
+
+
+class Learner(nn.Module):
+    """Photos and captions to the loss.
+
+    Args:
+        encoder: the encoder if it is trained here; none if photos come as cached regions.
+        decoder: what is trained.
+        pad: id of the padding, which is never a target.
+        label_smoothing: share of the target spread evenly over the vocabulary (Szegedy et al., "Rethinking the
+            Inception architecture", 2016, section 7).
+    """
+
+    def __init__(
+        self, *, encoder: Encoder | None, decoder: LstmDecoder, pad: int, label_smoothing: float
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self._pad = pad
+        self._smoothing = label_smoothing
+
+    def regions(self, photos: Tensor) -> Tensor:
+        """Regions ``(B, L, D)`` of prepared photos ``(B, 3, H, W)``, or of cached regions: those."""
+        if self.encoder is not None:
+            regions: Tensor = self.encoder(photos)
+            return regions
+        kind = photos.device.type
+        narrow = torch.is_autocast_enabled(kind)
+        return photos.to(torch.get_autocast_dtype(kind) if narrow else torch.float32)
+
+    def forward(self, photos: Tensor, captions: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over the words of the batch.
+
+        Args:
+            photos: ``(B, L, D)`` or ``(B, 3, H, W)``.
+            captions: ``(B, K, T + 1)``.
+
+        Returns:
+            The sum of what is minimised, and the plain sum of ``-log p(word)`` (nats, without a gradient).
+        """
+        inputs, targets = inputs_and_targets(captions)
+        read = self.decoder.read(self.regions(photos), inputs)
+        said = targets != self._pad  # (B, K, T)
+        logits = self.decoder.logits(read.hidden[said])  # (M, V)
+        log_p = F.log_softmax(logits.float(), dim=-1)
+        nll = -log_p.gather(-1, targets[said].unsqueeze(-1)).sum()
+        if not self._smoothing:
+            return nll, nll.detach()
+        spread = -log_p.mean(dim=-1).sum()
+        return (1 - self._smoothing) * nll + self._smoothing * spread, nll.detach()

@@ -1,0 +1,323 @@
+"""The loop: iterations, epochs, saved states, and an end that loses nothing.
+
+Lightning's Fabric supplies the devices, the mixed precision and the processes; the loop itself is written out, because
+a run that was killed must go on at the very iteration at which it stopped, bit for bit. Two habits make that
+simple. The batches of an epoch are a function of the seed and the epoch, and the random numbers of an iteration
+(dropout) are a function of the seed and the iteration: neither has a state to save.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from regard.config import TrainConfig
+from regard.data.batches import Plan, PhotoSource
+from regard.errors import RegardError
+from regard.training.learner import Learner
+from regard.training.log import RunLog
+from regard.training.schedule import rate
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+
+class TrainingError(RegardError):
+    """A training that cannot go on."""
+
+
+@dataclass
+class Progress:
+    """How far a run is. Plain numbers: this is saved and read back."""
+
+    epoch: int = 0
+    """Epochs that are done."""
+    batch: int = 0
+    """Iterations done of the next one."""
+    step: int = 0
+    """Iterations done in all."""
+    loss_sum: float = 0.0
+    """Sum of ``-log p(word)`` over the epoch's words so far."""
+    words: int = 0
+    """Words said in the epoch so far."""
+    seconds: float = 0.0
+    """Time spent on the epoch's iterations so far."""
+    best: float = -math.inf
+    """Best CIDEr of an epoch."""
+    best_epoch: int = -1
+    """The epoch that had it."""
+    finished: bool = False
+    """Whether the run has reached its end."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told what happens; each does nothing unless it is given."""
+
+    iteration: Callable[[Progress, float, float], None] = field(default=lambda *_: None)
+    """After each iteration: progress, loss, captions/s."""
+    epoch: Callable[[dict[str, float]], None] = field(default=lambda _: None)
+    """After each epoch: its row of ``epochs.csv``."""
+
+
+def run_loop(
+    *,
+    fabric: Fabric,
+    learner: Learner,
+    optimizer: torch.optim.Optimizer,
+    plan: Plan,
+    source: PhotoSource,
+    config: TrainConfig,
+    seed: int,
+    validate: Callable[[], dict[str, float]],
+    keep_best: Callable[[dict[str, float]], None],
+    state_file: Path,
+    log_folder: Path,
+    watch: Watch,
+) -> Progress:
+    """Train until the end, from the beginning or from the saved state.
+
+    Args:
+        fabric: launched.
+        learner: on its device, not yet wrapped.
+        optimizer: of the learner's parameters; each group's ``lr`` is its highest rate.
+        plan: the batches of this process.
+        source: the photos.
+        config: how it learns.
+        seed: of the iterations' random numbers.
+        validate: scores after an epoch, among them ``CIDEr``; the same in every process.
+        keep_best: called in the first process after the best epoch so far.
+        state_file: where the state to resume from is; read if it is there.
+        log_folder: where the logs are.
+        watch: who is told.
+
+    Returns:
+        The progress at the end; ``finished`` is false if a person ended the run.
+
+    Raises:
+        TrainingError: the loss is not a finite number.
+    """
+    wrapped, fabric_optimizer = fabric.setup(learner, optimizer)
+    device = fabric.device
+    highest = [group["lr"] for group in optimizer.param_groups]
+    progress = _restore(state_file, learner, optimizer, device)
+    log = (
+        RunLog(log_folder, step=progress.step, epoch=progress.epoch) if fabric.is_global_zero else None
+    )
+    steps_per_epoch = len(plan)
+    steps = min(config.epochs * steps_per_epoch, config.max_steps or math.inf)
+
+    def save() -> None:
+        if log is not None:
+            log.flush()
+            _save(state_file, learner, optimizer, progress)
+
+    def end_epoch() -> None:
+        scores = validate()
+        row = {
+            "epoch": progress.epoch,
+            "iteration": progress.step,
+            "train_loss": progress.loss_sum / max(1, progress.words),
+            **scores,
+            "seconds": progress.seconds,
+        }
+        if scores["CIDEr"] > progress.best:
+            progress.best, progress.best_epoch = scores["CIDEr"], progress.epoch
+            if fabric.is_global_zero:
+                keep_best(row)
+        if log is not None:
+            log.epoch(row)
+        watch.epoch(row)
+        progress.epoch += 1
+        progress.batch = progress.words = 0
+        progress.loss_sum = progress.seconds = 0.0
+        patient = (
+            config.patience is None or progress.epoch - 1 - progress.best_epoch < config.patience
+        )
+        progress.finished = (
+            progress.step >= steps or progress.epoch >= config.epochs or not patient
+        )
+        save()
+
+    with _asked_to_stop() as asked:
+        while not progress.finished:
+            learner.train()
+            batches = plan.batches(source, epoch=progress.epoch, first=progress.batch)
+            for batch in batches:
+                began = time.perf_counter()
+                factor = rate(
+                    config,
+                    step=progress.step,
+                    steps_per_epoch=steps_per_epoch,
+                    steps=int(steps),
+                )
+                for group, peak in zip(optimizer.param_groups, highest, strict=True):
+                    group["lr"] = peak * factor
+                torch.manual_seed(_mixed(seed, progress.step, fabric.global_rank))
+                captions = batch.captions.to(device)
+                total, nll = wrapped(batch.photos.to(device), captions)
+                # DDP averages the gradients of its processes; the loss is a mean over all their words.
+                fabric.backward(total * (fabric.world_size / batch.targets))
+                loss = float(_sum_over_processes(fabric, nll)) / batch.targets
+                norm = _clip(learner, config.clip)
+                if not (math.isfinite(loss) and math.isfinite(norm)):
+                    if log is not None:
+                        log.close()
+                    raise TrainingError(_explain(progress, loss, norm, factor * highest[0], state_file))
+                fabric_optimizer.step()
+                fabric_optimizer.zero_grad(set_to_none=True)
+                if log is not None:
+                    log.step(
+                        {
+                            "iteration": progress.step,
+                            "epoch": progress.epoch,
+                            "loss": loss,
+                            "learning_rate": factor * highest[0],
+                            "gradient_norm": norm,
+                        }
+                    )
+                elapsed = time.perf_counter() - began
+                progress.step += 1
+                progress.batch += 1
+                progress.loss_sum += loss * batch.targets
+                progress.words += batch.targets
+                progress.seconds += elapsed
+                read = captions.shape[0] * captions.shape[1] * fabric.world_size
+                watch.iteration(progress, loss, read / elapsed)
+                stop = _any_process(fabric, asked.is_set())
+                if stop or progress.step % config.save_every == 0:
+                    save()
+                if stop or progress.step >= steps:
+                    break
+            if asked.is_set() or (fabric.world_size > 1 and stop):
+                break
+            end_epoch()
+    if log is not None:
+        log.close()
+    return progress
+
+
+def _mixed(*numbers: int) -> int:
+    """One seed of several numbers."""
+    mixed = 0
+    for number in numbers:
+        mixed = (mixed * 6364136223846793005 + number * 2 + 1) % 2**63
+    return mixed
+
+
+def _clip(learner: Learner, most: float) -> float:
+    """Scale the gradient down to the norm ``most`` (0: never); its norm before that."""
+    gradients = [p.grad for p in learner.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if most:
+        torch.nn.utils.clip_grads_with_norm_(
+            [p for p in learner.parameters() if p.grad is not None], most, norm
+        )
+    return float(norm)
+
+
+def _sum_over_processes(fabric: Fabric, value: Tensor) -> Tensor:
+    if fabric.world_size == 1:
+        return value
+    total: Tensor = fabric.all_reduce(value, reduce_op="sum")  # type: ignore[assignment]
+    return total
+
+
+def _any_process(fabric: Fabric, flag: bool) -> bool:
+    if fabric.world_size == 1:
+        return flag
+    return bool(_sum_over_processes(fabric, torch.tensor(float(flag), device=fabric.device)) > 0)
+
+
+@contextlib.contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and a termination signal set; a second one ends at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _save(
+    file: Path, learner: Learner, optimizer: torch.optim.Optimizer, progress: Progress
+) -> None:
+    beside = file.with_name(file.name + ".new")
+    state = {
+        "learner": _trained(learner),
+        "optimizer": optimizer.state_dict(),
+        "progress": vars(progress),
+    }
+    try:
+        with beside.open("wb") as stream:
+            torch.save(state, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(file)
+    except OSError as error:
+        raise TrainingError(
+            f"The state of the run cannot be written to {file}: {error}. Make room, then go on with --resume."
+        ) from error
+
+
+def _restore(
+    file: Path, learner: Learner, optimizer: torch.optim.Optimizer, device: torch.device
+) -> Progress:
+    if not file.exists():
+        return Progress()
+    try:
+        state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+    except Exception as error:  # torch.load raises many kinds for a damaged file
+        raise TrainingError(
+            f"The saved state {file} cannot be read ({type(error).__name__}: {error}). Delete it to begin the run "
+            "again with --resume, or take another --out."
+        ) from error
+    missing, unexpected = learner.load_state_dict(state["learner"], strict=False)
+    absent = [name for name in missing if name in _trained(learner)]
+    if absent or unexpected:
+        raise TrainingError(f"The saved state {file} is of another model: {sorted(absent + unexpected)}.")
+    optimizer.load_state_dict(state["optimizer"])
+    return Progress(**state["progress"])
+
+
+def _trained(learner: Learner) -> dict[str, Tensor]:
+    """What training changes: all of the decoder, and the encoder if it is here."""
+    return dict(learner.state_dict())
+
+
+def _explain(progress: Progress, loss: float, norm: float, rate: float, state_file: Path) -> str:
+    kept = (
+        f"The state before it is in {state_file}, as of the last save"
+        if state_file.exists()
+        else "No state was saved before it"
+    )
+    return (
+        f"At iteration {progress.step} the loss is {loss} and the norm of its gradient {norm}: they must be finite "
+        f"numbers. The learning rate there was {rate:.2e}. {kept}. Begin again with a smaller rate "
+        "(--set train.learning_rate=...), with clipping (--set train.clip=5), or in float32 "
+        "(--set train.precision=float32); if it happens at iteration 0, the features or the word vectors hold "
+        "values that are not finite."
+    )

@@ -1,0 +1,357 @@
+"""A training from a data set to a run: what is read, built, trained and left behind.
+
+A run is a folder:
+
+=================  =======================================================================
+``settings.json``  every setting, the data set and what it held
+``log/``           ``steps.csv``, ``epochs.csv``, TensorBoard's events
+``model/``         the model folder of the best epoch
+``resume.pt``      the state from which ``--resume`` goes on
+=================  =======================================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from regard.build import build_decoder, build_encoder, start_from_vectors, with_embedding_width
+from regard.checkpoint import write_model
+from regard.config import Config
+from regard.data.batches import CachedRegions, Captions, PhotoSource, Plan, PreparedPhotos
+from regard.data.dataset import Dataset, Photo
+from regard.data.features import build_features
+from regard.describe import Decoding
+from regard.errors import ConfigError, MissingExtraError
+from regard.models.encoders import Encoder
+from regard.models.lstm import LstmDecoder
+from regard.text.tokenise import tokenise
+from regard.text.vectors import read_vectors
+from regard.text.vocabulary import Vocabulary
+from regard.training.learner import Learner
+from regard.training.loop import Progress, Watch, run_loop
+from regard.training.validate import validate
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a training runs."""
+
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda`` or ``mps``."""
+    devices: int = 1
+    """Processes on each machine."""
+    nodes: int = 1
+    """Machines."""
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who is told what happens during a training; each does nothing unless it is given."""
+
+    message: Callable[[str], None] = lambda _: None
+    """One line."""
+    features: Callable[[int, int], None] = lambda *_: None
+    """Photos encoded, photos in all."""
+    begin: Callable[[int, int, int], None] = lambda *_: None
+    """Before the first iteration: iterations done, iterations of an epoch, iterations in all."""
+    watch: Watch = Watch()
+    """During the loop."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training left."""
+
+    run: Path
+    progress: Progress
+    model: Path | None
+    """The model folder, once an epoch is done."""
+
+
+def train(
+    dataset: Dataset,
+    config: Config,
+    out: Path,
+    *,
+    resume: bool = False,
+    machine: Machine | None = None,
+    cache: Path | None = None,
+    listener: Listener | None = None,
+) -> Outcome:
+    """Train a captioner.
+
+    Args:
+        dataset: photos and captions; its ``train`` split is learnt, ``validation.split`` judges.
+        config: the settings.
+        out: the run; new or empty unless ``resume``.
+        resume: go on from the saved state.
+        machine: where it runs.
+        cache: root of the feature cache; none is the default one.
+        listener: who is told.
+
+    Raises:
+        ConfigError: the run exists, or was begun with other settings or data.
+        DataError, ModelError, PhotoError, CacheError, TrainingError: as their names say.
+    """
+    machine, listener = machine or Machine(), listener or Listener()
+    fabric = _fabric(config, machine)
+    photos, judged = _splits(dataset, config)
+    tokens = [[tokenise(c) for c in p.captions] for p in photos]
+    vocabulary = Vocabulary.from_captions(
+        (c for group in tokens for c in group), min_count=config.text.min_count
+    )
+    vectors = None
+    if config.text.embeddings is not None:
+        vectors = read_vectors(Path(config.text.embeddings), vocabulary.words)
+        listener.message(
+            f"Word vectors: {len(vectors.vectors)} of {len(vocabulary)} words "
+            f"({vectors.coverage(vocabulary.words):.1%}) have one."
+        )
+    config = with_embedding_width(config, vectors)
+    if fabric.is_global_zero:
+        _claim(out, config, dataset, resume=resume)
+    fabric.barrier()
+
+    torch.manual_seed(config.seed)
+    encoder = build_encoder(config.encoder)
+    decoder = build_decoder(
+        config.decoder, vocabulary_size=len(vocabulary), feature_width=encoder.width
+    )
+    if vectors is not None:
+        start_from_vectors(decoder, vocabulary, vectors)
+    sources = _sources(encoder, photos, judged, fabric, cache, listener)
+    learner = Learner(
+        encoder=None if encoder.frozen else encoder,
+        decoder=decoder,
+        pad=vocabulary.pad,
+        label_smoothing=config.train.label_smoothing,
+    )
+    plan = Plan(
+        _encoded(tokens, vocabulary, config.text.max_length),
+        grouping=config.train.grouping,
+        batch_size=config.train.batch_size,
+        captions_per_photo=config.train.captions_per_photo,
+        bucket=config.train.bucket,
+        seed=config.seed,
+        rank=fabric.global_rank,
+        world=fabric.world_size,
+    )
+    references = [[tokenise(c) for c in p.captions] for p in judged]
+    known = _encoded(references, vocabulary, config.text.max_length)
+    decoding = Decoding(beam=config.validation.beam)
+    state = out / "resume.pt"
+    steps = min(config.train.epochs * len(plan), config.train.max_steps or 10**12)
+    listener.begin(0, len(plan), steps)
+    progress = run_loop(
+        fabric=fabric,
+        learner=learner,
+        optimizer=_optimizer(config, encoder, decoder),
+        plan=plan,
+        source=sources[0],
+        config=config.train,
+        seed=config.seed,
+        validate=lambda: validate(
+            learner, vocabulary, sources[1], known, references,
+            grid=encoder.grid, decoding=decoding, fabric=fabric,
+        ),
+        keep_best=lambda row: write_model(
+            out / "model",
+            config=config,
+            vocabulary=vocabulary,
+            encoder=encoder,
+            decoder=decoder,
+            scores={
+                "split": f"{config.validation.split} ({len(judged)} photos)",
+                "beam": f"{config.validation.beam}",
+                "epoch": f"{int(row['epoch'])}",
+                "CIDEr": row["CIDEr"],
+                "BLEU-4": row["BLEU-4"],
+            },
+            data=f"{dataset.name} ({dataset.layout}), {len(photos)} photos",
+        ),
+        state_file=state,
+        log_folder=out / "log",
+        watch=listener.watch,
+    )  # fmt: skip
+    model = out / "model"
+    return Outcome(out, progress, model if model.exists() else None)
+
+
+def fast_precision(device: torch.device) -> Literal["float32", "bf16"]:
+    """The precision of products that ``auto`` means: bf16 where the machine is fast at it."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if device.type == "cpu":
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return "bf16" if fast else "float32"
+    return "float32"
+
+
+def _fabric(config: Config, machine: Machine) -> Fabric:
+    """A launched Fabric: the devices and the precision."""
+    try:
+        from lightning.fabric import Fabric
+    except ImportError:
+        raise MissingExtraError("training", "train") from None
+
+    if machine.device not in ("auto", "cpu", "cuda", "mps"):
+        raise ConfigError(f"There is no device {machine.device!r}. Devices: auto, cpu, cuda, mps.")
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(machine.device, True):
+        raise ConfigError(
+            f"--device {machine.device} was asked for, but torch {torch.__version__} finds no such device here. "
+            "Leave --device out, or install a torch with support for it."
+        )
+    kind = machine.device
+    if kind == "auto":
+        kind = next((name for name, there in available.items() if there), "cpu")
+    precision = config.train.precision
+    if precision == "auto":
+        precision = fast_precision(torch.device(kind))
+    processes = machine.devices * machine.nodes
+    if kind == "cpu" and machine.devices > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // machine.devices))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fabric = Fabric(
+            accelerator=kind,
+            devices=machine.devices,
+            num_nodes=machine.nodes,
+            strategy="ddp" if processes > 1 else "auto",
+            precision="bf16-mixed" if precision == "bf16" else "32-true",
+        )
+        fabric.launch()
+    return fabric
+
+
+def _splits(dataset: Dataset, config: Config) -> tuple[Sequence[Photo], Sequence[Photo]]:
+    """The photos that are learnt and those that judge."""
+    photos = [p for p in dataset.split("train") if p.captions]
+    judged = sorted(dataset.split(config.validation.split), key=lambda p: p.id)
+    return photos, [p for p in judged if p.captions][: config.validation.max_photos]
+
+
+def _encoded(
+    tokens: Sequence[Sequence[Sequence[str]]], vocabulary: Vocabulary, most: int
+) -> Captions:
+    return Captions(
+        tuple(
+            tuple(tuple(vocabulary.encode(c, max_length=most)) for c in group if c)
+            for group in tokens
+        ),
+        pad=vocabulary.pad,
+        start=vocabulary.start,
+        end=vocabulary.end,
+    )
+
+
+def _sources(
+    encoder: Encoder,
+    photos: Sequence[Photo],
+    judged: Sequence[Photo],
+    fabric: Fabric,
+    cache: Path | None,
+    listener: Listener,
+) -> tuple[PhotoSource, PhotoSource]:
+    """Where the photos come from: the feature cache, or the files if the encoder is trained."""
+    paths, judged_paths = [p.path for p in photos], [p.path for p in judged]
+    if not encoder.frozen:
+        return (
+            PreparedPhotos(encoder.preparation, paths),
+            PreparedPhotos(encoder.preparation, judged_paths),
+        )
+    store = build_features(
+        [*paths, *judged_paths],
+        encoder,
+        cache,
+        on_progress=listener.features if fabric.is_global_zero else None,
+        on_message=listener.message,
+    )
+    fabric.barrier()
+    return CachedRegions(store, paths), CachedRegions(store, judged_paths)
+
+
+def _optimizer(config: Config, encoder: Encoder, decoder: LstmDecoder) -> torch.optim.Optimizer:
+    """Adam over matrices (with decay) and the rest (without), the encoder's in groups of their own."""
+    train = config.train
+    small_rate = train.encoder_learning_rate if config.encoder.fine_tune_stages else None
+    groups: list[dict[str, Any]] = []
+    for module, highest in (
+        (decoder, train.learning_rate),
+        (encoder, small_rate or train.learning_rate),
+    ):
+        trained = [p for p in module.parameters() if p.requires_grad]
+        for parameters, decay in (
+            ([p for p in trained if p.ndim > 1], train.weight_decay),
+            ([p for p in trained if p.ndim <= 1], 0.0),
+        ):
+            if parameters:
+                groups.append({"params": parameters, "lr": highest, "weight_decay": decay})
+    kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, fused=True)
+
+
+def _claim(out: Path, config: Config, dataset: Dataset, *, resume: bool) -> None:
+    """Make the run's folder, or check that this is the same run."""
+    described = {
+        "settings": config.model_dump(),
+        "data": {
+            "path": str(dataset.root),
+            "layout": dataset.layout,
+            "splits": dataset.split_source,
+            "photos": len(dataset.photos),
+            "hash": _data_hash(dataset),
+        },
+    }
+    file = out / "settings.json"
+    if not file.exists():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ConfigError(
+                f"{out} exists and is no run. Take a new folder for --out, or delete this one."
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        beside = file.with_name(file.name + ".new")
+        beside.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+        beside.replace(file)
+        return
+    if not resume:
+        raise ConfigError(
+            f"{out} holds a run already. Go on with it by adding --resume, or take another --out."
+        )
+    begun = json.loads(file.read_text(encoding="utf-8"))
+    differences = list(_differences(begun, described))
+    if differences:
+        raise ConfigError(
+            f"The run in {out} was begun with other settings or data:\n  "
+            + "\n  ".join(differences)
+            + "\nResume with the same command as at first, or take another --out."
+        )
+
+
+def _differences(before: Any, now: Any, name: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [
+            line
+            for key in sorted(before.keys() | now.keys())
+            for line in _differences(before.get(key), now.get(key), f"{name}.{key}".strip("."))
+        ]
+    return [] if before == now else [f"{name}: {before!r} then, {now!r} now"]
+
+
+def _data_hash(dataset: Dataset) -> str:
+    digest = hashlib.sha256()
+    for photo in dataset.photos:
+        digest.update(repr((photo.id, photo.split, photo.captions)).encode())
+    return digest.hexdigest()
