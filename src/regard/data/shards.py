@@ -1,0 +1,127 @@
+"""A shard: one file with the features of some photos, its own table of contents and checksums.
+
+A shard is a safetensors file. Its metadata names the photos by fingerprint, row by row, and holds a
+CRC-32 of each row; any safetensors reader opens it.
+"""
+
+import json
+import os
+import uuid
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+
+Features = NDArray[np.float16]
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """The table of contents of a shard file."""
+
+    path: Path
+    """The file."""
+    shape: tuple[int, int, int]
+    """Photos, L and D."""
+    offset: int
+    """Bytes from the start of the file to the first feature."""
+    fingerprints: tuple[str, ...]
+    """The content hash of each photo."""
+    checksums: tuple[int, ...]
+    """The CRC-32 of the features of each photo."""
+
+    @classmethod
+    def read(cls, path: Path, *, key: str, regions: int, width: int) -> "Shard":
+        """Read the table of contents and check it against the file.
+
+        Args:
+            path: the file.
+            key: the cache that the shard must belong to.
+            regions: L.
+            width: D.
+
+        Raises:
+            ValueError: if the file is not a whole shard of this cache, saying why.
+        """
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length <= size - 8:
+                raise ValueError(f"its {size:,} bytes have no header")
+            header = file.read(length)
+        try:
+            entries: dict[str, Any] = json.loads(header)
+            contents, features = entries["__metadata__"], entries["features"]
+            found_key = contents["key"]
+            fingerprints = tuple(json.loads(contents["fingerprints"]))
+            checksums = tuple(json.loads(contents["checksums"]))
+            found = (features["dtype"], *features["shape"])
+            start = int(features["data_offsets"][0])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError("its header cannot be read") from error
+        if found_key != key:
+            raise ValueError("it belongs to another encoder or preparation")
+        shape = (len(fingerprints), regions, width)
+        if found != ("F16", *shape) or len(checksums) != len(fingerprints):
+            raise ValueError(f"its header promises {found} where {('F16', *shape)} belong")
+        shard = cls(path, shape, 8 + length + start, fingerprints, checksums)
+        shard._check_size(size)
+        return shard
+
+    def map(self) -> Features:
+        """The features (photos, L, D), mapped into memory.
+
+        Raises:
+            ValueError: if the file has another size than it had.
+        """
+        self._check_size(self.path.stat().st_size)
+        return np.memmap(self.path, np.float16, "r", self.offset, self.shape)
+
+    def _check_size(self, size: int) -> None:
+        photos, regions, width = self.shape
+        whole = self.offset + photos * regions * width * 2
+        if size != whole:
+            raise ValueError(f"it has {size:,} bytes where {whole:,} belong")
+
+
+class Place(NamedTuple):
+    """Where the features of one photo are."""
+
+    shard: Shard
+    row: int
+
+
+def write_shard(
+    directory: Path, features: Features, fingerprints: Sequence[str], *, key: str
+) -> None:
+    """Write features (photos, L, D) as a new shard, which is there whole or not at all."""
+    content = safetensors.numpy.save(
+        {"features": features},
+        metadata={
+            "key": key,
+            "fingerprints": json.dumps(list(fingerprints)),
+            "checksums": json.dumps([zlib.crc32(row) for row in features]),
+        },
+    )
+    # A fresh name for every shard: one process may be removing a damaged shard while another has
+    # already computed the same photos again.
+    write_whole(directory / f"{uuid.uuid4().hex}.safetensors", content)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is never seen half written, whatever happens."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
