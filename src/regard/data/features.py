@@ -15,6 +15,7 @@ loses at most the one it was computing. Several processes may fill one cache: ea
 with file locks, which die with their holder.
 """
 
+import io
 import json
 import os
 import shutil
@@ -581,7 +582,7 @@ class _Work:
         if content_hash(content) != fingerprint:
             raise PhotoError(f"{path}: changed while the features were computed; run again")
         try:
-            return self.encoder.preparation(open_photo(content))
+            return self.encoder.preparation(open_photo(io.BytesIO(content)))
         except PhotoError:
             # For a message that names the file.
             return self.encoder.preparation(open_photo(path))

@@ -194,7 +194,8 @@ class Encoder(nn.Module):
         """A copy for encoding many photos: batch norm folded into the convolutions, channels last.
 
         The weights are those of now; the encoder itself is left as it is. In float32 the result
-        differs from ``forward`` by rounding only; in bf16 by about 1 % on trained weights.
+        differs from ``forward`` by rounding only. In bf16 it differs by 3 % (ResNet-50 with trained
+        weights, on photos), two thirds of which come from rounding the weights.
 
         Returns:
             A function from prepared photos (B, 3, height, width), float32 on any device, to

@@ -224,8 +224,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
-            f"{path} cannot be read as weights: {reason} Expected a .safetensors file, or a .pth "
-            "file that holds a state dict and nothing else."
+            f"{path} cannot be read as weights: {reason.rstrip('.')}. Expected a .safetensors "
+            "file, or a .pth file that holds a state dict and nothing else."
         ) from error
     if not isinstance(content, Mapping) or not all(
         isinstance(value, Tensor) for value in content.values()
@@ -365,7 +365,7 @@ def _download(repository: str, *, revision: str | None, offline: bool) -> Path:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(
             f"Encoder {repository!r} is not on this machine and could not be fetched from the "
-            f"hub: {reason} " + _elsewhere(repository)
+            f"hub: {reason.rstrip('.')}. " + _elsewhere(repository)
         ) from error
 
 

@@ -1,0 +1,38 @@
+"""The small encoder that is trained with the decoder."""
+
+import pytest
+import torch
+
+from regard.models.small import SmallEncoder
+
+
+@pytest.mark.parametrize("size", [(112, 112), (96, 160)])
+def test_a_region_is_sixteen_pixels(size: tuple[int, int]) -> None:
+    features = SmallEncoder(width=16)(torch.randn(2, 3, *size))
+    assert features.shape == (2, 16, size[0] // 16, size[1] // 16)
+
+
+def test_alone_equals_in_a_batch_in_training_too() -> None:
+    torch.manual_seed(0)
+    encoder = SmallEncoder(width=16).train()
+    photos = torch.randn(4, 3, 112, 112)
+    together = encoder(photos)
+    alone = torch.cat([encoder(photo[None]) for photo in photos])
+    torch.testing.assert_close(together, alone)
+
+
+def test_every_weight_gets_a_gradient() -> None:
+    torch.manual_seed(0)
+    encoder = SmallEncoder(width=16)
+    encoder(torch.randn(2, 3, 112, 112)).square().mean().backward()
+    for name, parameter in encoder.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_places_tell_equal_neighbourhoods_apart() -> None:
+    # A plain photo looks the same everywhere away from its border: only the place differs there.
+    torch.manual_seed(0)
+    features = SmallEncoder(width=16)(torch.full((1, 3, 224, 224), 0.5))
+    middle = features[0, :, 6:8, 6:8].flatten(1)
+    assert not torch.allclose(middle[:, :1], middle[:, 1:], atol=1e-4)
