@@ -1,0 +1,46 @@
+# `make demo` and `make test` work on a fresh machine with Python 3.11 or newer, pip and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+
+.PHONY: demo test check format clean
+
+## Draw scenes, train a captioner on them, caption new ones.
+demo: $(VENV)/.demo
+	$(BIN)/regard demo --out demo
+
+## Every check and test.
+test: $(VENV)/.dev
+	$(MAKE) check
+	$(BIN)/python -m pytest
+
+## Format, lint and types, as the pre-commit configuration has them.
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) demo build dist .mypy_cache .ruff_cache .pytest_cache
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and alone, from the constraints: unpinned, it brings gigabytes that are not used here.
+$(VENV)/.torch: constraints.txt | $(BIN)/python
+	$(PIP) install -q -c constraints.txt torch
+	touch $@
+
+$(VENV)/.demo: pyproject.toml constraints.txt $(VENV)/.torch
+	$(PIP) install -q -c constraints.txt -e ".[train,report]"
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.torch
+	$(PIP) install -q -c constraints.txt -e ".[dev]"
+	touch $@
