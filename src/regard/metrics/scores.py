@@ -1,0 +1,30 @@
+"""All scores of captions that need nothing but the captions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from regard.metrics.bleu import bleu
+from regard.metrics.cider import cider
+from regard.metrics.rouge import rouge_l
+from regard.metrics.score import Score, Tokens
+
+
+def score_all(
+    hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
+) -> dict[str, Score]:
+    """BLEU-1 to BLEU-4, ROUGE-L and CIDEr, by name, in this order.
+
+    Args:
+        hypotheses: n captions as tokens.
+        references: for each photo at least one.
+
+    Raises:
+        DataError: the captions and references do not fit together.
+    """
+    scores = [
+        *bleu(hypotheses, references),
+        rouge_l(hypotheses, references),
+        cider(hypotheses, references),
+    ]
+    return {score.name: score for score in scores}
