@@ -355,6 +355,26 @@ def test_a_cut_shard_is_refused_and_repaired(photos: list[Path], root: Path) -> 
         before.read(photos)
 
 
+def test_a_shard_that_vanishes_during_verification_is_computed_again(
+    photos: list[Path], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Another process verifies too, and removes a damaged shard between our look and our reading.
+    build_features(photos, Averages(), root)
+    shard, _ = shard_holding(root, photos[0])
+    refresh = features._Cache.refresh
+
+    def refresh_then_lose(cache: features._Cache) -> None:
+        refresh(cache)
+        monkeypatch.undo()
+        shard.unlink()
+
+    monkeypatch.setattr(features._Cache, "refresh", refresh_then_lose)
+    encoder = Averages()
+    store = build_features(photos, encoder, root)
+    assert encoder.encoded == SHARD
+    assert np.array_equal(store.read(photos), direct(photos))
+
+
 def test_shards_of_another_encoder_are_not_used(photos: list[Path], root: Path) -> None:
     build_features(photos, Averages(weights="two"), root)
     ours, theirs = cache_dir(root, Averages()), cache_dir(root, Averages(weights="two"))
@@ -416,6 +436,19 @@ def test_a_full_disk_is_refused_before_work(
         build_features(photos, encoder, root)
     assert encoder.encoded == 5
     build_features(photos[:5], encoder, root)
+
+
+def test_a_disk_that_fills_up_on_the_way_is_reported(
+    photos: list[Path], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    build_features(photos[:SHARD], Averages(), root)
+    monkeypatch.setattr(features, "write_shard", full)
+    with pytest.raises(CacheError, match=r"could not be written to .*No space left.* run again"):
+        build_features(photos, Averages(), root)
+    assert len(open_features(photos[:SHARD], Averages(), root)) == SHARD
 
 
 def test_a_root_that_cannot_be_used_is_refused(photos: list[Path], tmp_path: Path) -> None:

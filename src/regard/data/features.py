@@ -360,7 +360,11 @@ class _Cache:
             place = self.places[fingerprint]
             by_shard.setdefault(place.shard, []).append(place)
         for shard, places in by_shard.items():
-            features = shard.map()
+            try:
+                features = shard.map()
+            except (OSError, ValueError) as error:
+                self.damaged[shard.path] = str(error)
+                continue
             wrong = [p for p in places if zlib.crc32(features[p.row]) != shard.checksums[p.row]]
             if wrong:
                 self.damaged[shard.path] = (
@@ -495,13 +499,14 @@ class _Work:
         self.paths = {fingerprint: path for path, fingerprint in fingerprints.items()}
         self.copies = Counter(fingerprints.values())
         self.total = len(fingerprints) + len(failures)
+        self.done = 0
         self.failed: set[str] = set()
 
     def run(self) -> None:
         """Encode until nothing is missing but what cannot be read."""
         missing = self._missing()
         self.cache.require_space(len(missing))
-        self._report(missing)
+        self._report()
         if not missing:
             return
         encode = self.encoder.fast(self.cache.precision)
@@ -515,28 +520,26 @@ class _Work:
                 self.cache.refresh()
                 chunk = [name for name in claimed if name not in self.cache.places]
                 if chunk:
-                    self._encode_shard(chunk, encode, missing)
+                    self._encode_shard(chunk, encode)
                 elif not claimed:
                     time.sleep(_PATIENCE_S)  # others are at work on all that is left
                 claims.release(claimed)
                 missing = self._missing()
-                self._report(missing)
+                self._report()
 
     def _missing(self) -> list[str]:
         """Fingerprints still to be encoded, in the order of the photos."""
         self.cache.refresh()
         done = self.cache.places.keys() | self.failed
-        return [fingerprint for fingerprint in self.paths if fingerprint not in done]
+        missing = [fingerprint for fingerprint in self.paths if fingerprint not in done]
+        self.done = self.total - sum(self.copies[fingerprint] for fingerprint in missing)
+        return missing
 
-    def _report(self, missing: Iterable[str], *, ahead: Iterable[str] = ()) -> None:
+    def _report(self) -> None:
         if self.on_progress:
-            left = sum(self.copies[name] for name in missing)
-            left -= sum(self.copies[name] for name in ahead)
-            self.on_progress(self.total - left, self.total)
+            self.on_progress(self.done, self.total)
 
-    def _encode_shard(
-        self, chunk: list[str], encode: Callable[[Tensor], Tensor], missing: list[str]
-    ) -> None:
+    def _encode_shard(self, chunk: list[str], encode: Callable[[Tensor], Tensor]) -> None:
         """Encode photos and write their shard; the ones that cannot be read are set aside."""
         rows, columns = self.cache.grid
         features = np.empty((len(chunk), rows * columns, self.cache.width), np.float16)
@@ -546,9 +549,16 @@ class _Work:
             self._require_finite(regions, batch)
             features[len(names) : len(names) + len(batch)] = regions
             names += batch
-            self._report(missing, ahead=names)
+            self.done += sum(self.copies[name] for name in batch)
+            self._report()
         if names:
-            write_shard(self.cache.shards, features[: len(names)], names, key=self.cache.key)
+            try:
+                write_shard(self.cache.shards, features[: len(names)], names, key=self.cache.key)
+            except OSError as error:
+                raise CacheError(
+                    f"Features could not be written to {self.cache.shards}: {error}. Make room or "
+                    "mend the disk and run again; what was written before is kept."
+                ) from error
 
     def _batches(self, chunk: list[str]) -> Iterator[tuple[list[str], Prepared]]:
         """Fingerprints and prepared photos (B, 3, height, width), decoded ahead in threads."""
