@@ -28,8 +28,10 @@ def random_resnet(depth: int) -> ResNet:
 
 def oracle_of(resnet: ResNet) -> Any:
     """transformers' network with the same weights."""
-    oracle = transformers.ResNetModel(oracle_config(resnet.depth)).eval()
-    oracle.load_state_dict({oracle_name(k): v for k, v in resnet.state_dict().items()})
+    with torch.device("meta"):  # its own random weights would take most of a test's time
+        oracle = transformers.ResNetModel(oracle_config(resnet.depth)).eval()
+    weights = {oracle_name(k): v.clone() for k, v in resnet.state_dict().items()}
+    oracle.load_state_dict(weights, assign=True)
     return oracle
 
 

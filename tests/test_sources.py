@@ -68,8 +68,10 @@ def test_every_source_gives_the_same_features(depth: int, tmp_path: Path) -> Non
     save_file(lean, tmp_path / "lean.safetensors")
     oracle = oracle_of(resnet)
     oracle.save_pretrained(tmp_path / "bare")
-    classifier = transformers.ResNetForImageClassification(oracle.config)
+    with torch.device("meta"):
+        classifier = transformers.ResNetForImageClassification(oracle.config)
     classifier.resnet = oracle
+    classifier.classifier[1] = torch.nn.Linear(resnet.width, 2)
     classifier.save_pretrained(tmp_path / "classifier")
     paths = [
         timm,
