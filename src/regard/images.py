@@ -263,7 +263,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return Image.fromarray(_eight_bits(image)).convert("RGB")
     if image.has_transparency_data:
-        seen = image.convert("RGBA")
+        # Pillow has no direct way from grey with premultiplied alpha.
+        seen = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         white = Image.new("RGB", seen.size, "white")
         white.paste(seen, mask=seen.getchannel("A"))
         return white
