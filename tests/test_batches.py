@@ -37,7 +37,9 @@ def read_back(plan: Plan, epoch: int, first: int = 0) -> list[Counter]:
     found = []
     for batch in plan.batches(Numbers(), epoch=epoch, first=first):
         pairs: Counter = Counter()
-        for photo, group in zip(batch.photos[:, 0, 0].tolist(), batch.captions.tolist(), strict=True):
+        for photo, group in zip(
+            batch.photos[:, 0, 0].tolist(), batch.captions.tolist(), strict=True
+        ):
             for ids in group:
                 if ids[0] == START:
                     assert END in ids
@@ -76,7 +78,9 @@ def test_an_epoch_goes_on_where_it_stopped():
 @pytest.mark.parametrize("grouping", ["caption", "photo"])
 def test_processes_share_each_batch(world, grouping):
     whole = Plan(captions(), grouping=grouping, batch_size=5)
-    parts = [Plan(captions(), grouping=grouping, batch_size=5, rank=r, world=world) for r in range(world)]
+    parts = [
+        Plan(captions(), grouping=grouping, batch_size=5, rank=r, world=world) for r in range(world)
+    ]
     shares = [read_back(part, 1) for part in parts]
     together = [sum(of_batch, Counter()) for of_batch in zip(*shares, strict=True)]
     assert together == read_back(whole, 1)

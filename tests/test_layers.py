@@ -55,9 +55,7 @@ def imports(file: Path) -> set[str]:
 
 
 def modules() -> dict[str, Path]:
-    files = {
-        ".".join(f.relative_to(SOURCE).with_suffix("").parts): f for f in SOURCE.rglob("*.py")
-    }
+    files = {".".join(f.relative_to(SOURCE).with_suffix("").parts): f for f in SOURCE.rglob("*.py")}
     return {name: f for name, f in files.items() if not name.endswith("__init__")}
 
 

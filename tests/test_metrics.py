@@ -14,7 +14,9 @@ from regard.metrics.cider import DocumentFrequencies, cider
 from regard.metrics.scores import score_all
 
 STORED = Path(__file__).parent / "data" / "scores.json"
-WORDS = "a the dog cat man woman runs sits on in grass red blue shirt and two 's playing ball".split()
+WORDS = (
+    "a the dog cat man woman runs sits on in grass red blue shirt and two 's playing ball".split()
+)
 NAMES = ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr"]
 
 

@@ -89,9 +89,7 @@ def test_a_beam_of_one_is_greedy():
 @pytest.mark.parametrize("penalty", [0.0, 0.7, 1.0])
 def test_a_wide_beam_is_exhaustive(penalty):
     words = [i for i in range(V) if i not in (*FORBIDDEN, END)]
-    everything = [
-        ids for n in range(1, 4) for ids in itertools.product(words, repeat=n)
-    ]
+    everything = [ids for n in range(1, 4) for ids in itertools.product(words, repeat=n)]
     for photo in range(8):
         found = beam_search(
             step, start([photo]), 1, rules=rules(max_length=3, length_penalty=penalty),
@@ -181,9 +179,7 @@ def test_samples_depend_on_the_seed_and_not_on_the_neighbours():
     assert [f.ids for f in together[0]] != [f.ids for f in ids([0], 2)[0]]
 
 
-@pytest.mark.parametrize(
-    "options", [{"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}]
-)
+@pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}])
 def test_the_narrowest_sampling_is_greedy(options):
     found = sample(step, start([0, 1, 2, 3]), 4, rules=rules(), seed=0, count=2, **options)
     for photo, captions in enumerate(found):

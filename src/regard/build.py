@@ -25,7 +25,9 @@ def build_encoder(config: EncoderConfig) -> Encoder:
     return encoder
 
 
-def build_decoder(config: DecoderConfig, *, vocabulary_size: int, feature_width: int) -> LstmDecoder:
+def build_decoder(
+    config: DecoderConfig, *, vocabulary_size: int, feature_width: int
+) -> LstmDecoder:
     """A decoder with random weights."""
     return LstmDecoder(
         vocabulary_size=vocabulary_size,

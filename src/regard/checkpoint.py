@@ -128,12 +128,16 @@ def read_model(
             f"{weights_hash[:12]}..., {str(described['weights'])[:12]}... was expected. Copy the whole folder again."
         )
     try:
-        config = validated(described["settings"], source=f"the settings in {folder / 'config.json'}")
+        config = validated(
+            described["settings"], source=f"the settings in {folder / 'config.json'}"
+        )
     except ConfigError as error:
         raise ModelError(str(error)) from error
     seer = _build_encoder(config, described, encoder, folder)
     decoder = build_decoder(
-        config.decoder, vocabulary_size=len(vocabulary), feature_width=int(described["feature_width"])
+        config.decoder,
+        vocabulary_size=len(vocabulary),
+        feature_width=int(described["feature_width"]),
     )
     try:
         tensors = load_file(str(weights_file))
@@ -270,7 +274,11 @@ def _card(described: Mapping[str, Any], words: int) -> str:
     settled = {k: v for k, v in described["scores"].items() if k not in scores}
     rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in scores.items())
     how = ", ".join(f"{name} {value}" for name, value in settled.items())
-    held = "in this folder" if described["trained_encoder"] else f"`{encoder['id']}`, not in this folder"
+    held = (
+        "in this folder"
+        if described["trained_encoder"]
+        else f"`{encoder['id']}`, not in this folder"
+    )
     return f"""---
 library_name: regard
 pipeline_tag: image-to-text

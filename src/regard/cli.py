@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
+from typer.core import TyperCommand
 
 import regard
 from regard.errors import RegardError
@@ -88,7 +90,9 @@ def _root(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder of everything it makes.")] = Path("demo"),
+    out: Annotated[Path, typer.Option("--out", help="Folder of everything it makes.")] = Path(
+        "demo"
+    ),
     seed: Annotated[int, typer.Option("--seed", help="Seed of the scenes and the training.")] = 0,
 ) -> None:
     """Draw scenes, train a captioner on them, caption new ones: a few minutes, no network."""
@@ -111,9 +115,7 @@ def data_check(
     from regard.data.dataset import read_dataset
     from regard.text.tokenise import tokenise
 
-    dataset = read_dataset(
-        data, layout=format, images=images, allow_missing=True, seed=split_seed
-    )
+    dataset = read_dataset(data, layout=format, images=images, allow_missing=True, seed=split_seed)
     report = check(dataset, tokenise)
     Console().print(render(report))
     raise typer.Exit(0 if report.ok else 1)
@@ -168,15 +170,19 @@ def features(
     typer.echo(f"features of {len(dataset.photos)} photos in {cache_dir(cache, seer)}")
 
 
-def _train_help() -> str:
-    from regard.config import PRESETS, describe_fields
+class _TrainCommand(TyperCommand):
+    """Help that goes on with every preset and setting; they are read only when help is asked for."""
 
-    presets = "\n\n".join(f"  {name}: {text}" for name, (text, _) in PRESETS.items())
-    fields = "\n\n".join(f"  {name}: {text}" for name, text in describe_fields())
-    return f"Presets:\n\n{presets}\n\nSettings (--set NAME=VALUE, or a YAML file):\n\n{fields}"
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from regard.config import PRESETS, describe_fields
+
+        with formatter.section("Presets"):
+            formatter.write_dl([(name, text) for name, (text, _) in PRESETS.items()])
+        with formatter.section("Settings, for --set NAME=VALUE or a YAML file"):
+            formatter.write_dl([(f"{name}:", text) for name, text in describe_fields()])
 
 
-@app.command()
+@app.command(cls=_TrainCommand)
 def train(
     data: DataPath,
     out: Annotated[Path, typer.Option("--out", help="The run: a new folder.")],
@@ -187,9 +193,7 @@ def train(
         Path | None, typer.Option("--embeddings", help="File of word vectors to start from.")
     ] = None,
     preset: Annotated[str, typer.Option("--preset", help="Settings to begin with.")] = "report",
-    config: Annotated[
-        Path | None, typer.Option("--config", help="YAML file of settings.")
-    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="One setting, as in train.epochs=2.")
     ] = None,
@@ -214,9 +218,7 @@ def train(
         overrides["encoder.id"] = encoder
     if embeddings is not None:
         overrides["text.embeddings"] = str(embeddings)
-    made = make_config(
-        preset=preset, file=config, settings=settings or (), overrides=overrides
-    )
+    made = make_config(preset=preset, file=config, settings=settings or (), overrides=overrides)
     dataset = _read(data, format, images, allow_missing, split_seed)
     with _training_bar() as listener:
         outcome = train(
@@ -259,9 +261,7 @@ def caption(
     gaze: Annotated[
         Path | None, typer.Option("--gaze", help="Folder for a picture of the gaze a photo.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="File for a JSON line a photo.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="File for a JSON line a photo.")] = None,
     encoder: EncoderPlace = None,
     device: Device = "auto",
 ) -> None:
@@ -284,7 +284,9 @@ def caption(
 @app.command()
 def evaluate(
     data: DataPath,
-    split: Annotated[str, typer.Option("--split", help="train, val (or dev), test or all.")] = "val",
+    split: Annotated[
+        str, typer.Option("--split", help="train, val (or dev), test or all.")
+    ] = "val",
     model: Annotated[
         str | None, typer.Option("--model", help="A run, a model folder, or a hub id.")
     ] = None,
@@ -350,7 +352,9 @@ def _read(
 ) -> Dataset:
     from regard.data.dataset import read_dataset
 
-    dataset = read_dataset(data, layout=format, images=images, allow_missing=allow_missing, seed=seed)
+    dataset = read_dataset(
+        data, layout=format, images=images, allow_missing=allow_missing, seed=seed
+    )
     missing = sum(problem.kind == "missing photo" for problem in dataset.problems)
     if missing:
         _note(f"{missing} missing photos are left out.")
@@ -372,7 +376,13 @@ def _warn(text: str) -> None:
 def _bar(unit: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar with a rate and the time left; it appears with the first report."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
@@ -395,7 +405,13 @@ def _bar(unit: str) -> Iterator[Callable[[int, int], None]]:
 def _training_bar() -> Iterator[Any]:
     """What is shown of a training: bars on a terminal, and a line an epoch everywhere."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     from regard.training.loop import Progress as Done
     from regard.training.loop import Watch
@@ -450,6 +466,3 @@ def _print_scores(settings: dict[str, Any], scores: dict[str, Any]) -> None:
         f"{settings['data']}, {settings['split']}, {settings['number_of_photos']} photos; "
         f"{settings['tokenisation']}"
     )
-
-
-train.__doc__ = f"{train.__doc__}"

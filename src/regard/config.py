@@ -31,12 +31,17 @@ class EncoderConfig(_Record):
         "trained together with the decoder.",
     )
     revision: str | None = Field(None, description="Commit or tag of a hub id.")
-    image_size: int = Field(224, ge=32, le=2048, description="Side of the prepared photo in pixels.")
+    image_size: int = Field(
+        224, ge=32, le=2048, description="Side of the prepared photo in pixels."
+    )
     resize: Literal["squash", "crop"] = Field(
         "squash", description="How a photo becomes square: the whole of it, or its centre."
     )
     fine_tune_stages: int = Field(
-        0, ge=0, le=4, description="Last stages of a pre-trained encoder to train as well; 0 is frozen."
+        0,
+        ge=0,
+        le=4,
+        description="Last stages of a pre-trained encoder to train as well; 0 is frozen.",
     )
 
 
@@ -44,7 +49,9 @@ class TextConfig(_Record):
     """The words."""
 
     min_count: int = Field(1, ge=1, description="Words seen fewer times in training become <UNK>.")
-    max_length: int = Field(40, ge=1, le=200, description="Longest training caption in words; longer ones are cut.")
+    max_length: int = Field(
+        40, ge=1, le=200, description="Longest training caption in words; longer ones are cut."
+    )
     embeddings: str | None = Field(
         None,
         description="File of word vectors (word2vec binary or text, GloVe, gzip of them) that the words start from.",
@@ -62,25 +69,38 @@ class DecoderConfig(_Record):
     start_state: Literal["mean", "zeros"] = Field(
         "mean", description="State before the first word: a layer on the mean region, or zeros."
     )
-    gate: bool = Field(False, description="Whether a gate scales the context before it enters the LSTM.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of word and hidden values dropped in training.")
+    gate: bool = Field(
+        False, description="Whether a gate scales the context before it enters the LSTM."
+    )
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Share of word and hidden values dropped in training."
+    )
 
 
 class TrainConfig(_Record):
     """How it learns."""
 
     epochs: int = Field(20, ge=1, description="Passes over the training captions.")
-    max_steps: int | None = Field(None, ge=1, description="Stop after this many iterations, if sooner.")
-    grouping: Literal["caption", "photo"] = Field(
-        "caption", description="What a batch counts: single captions, or photos with all their captions."
+    max_steps: int | None = Field(
+        None, ge=1, description="Stop after this many iterations, if sooner."
     )
-    batch_size: int = Field(32, ge=1, description="Captions (or photos) in a batch, over all processes.")
+    grouping: Literal["caption", "photo"] = Field(
+        "caption",
+        description="What a batch counts: single captions, or photos with all their captions.",
+    )
+    batch_size: int = Field(
+        32, ge=1, description="Captions (or photos) in a batch, over all processes."
+    )
     captions_per_photo: int = Field(
         5, ge=1, description="Most captions of one photo in a batch when grouping by photo."
     )
     bucket: bool = Field(False, description="Whether batches hold captions of similar length.")
-    optimizer: Literal["adam", "adamw"] = Field("adam", description="Adam, or Adam with decoupled decay.")
-    learning_rate: float = Field(1e-3, gt=0, description="Learning rate of the decoder at its highest.")
+    optimizer: Literal["adam", "adamw"] = Field(
+        "adam", description="Adam, or Adam with decoupled decay."
+    )
+    learning_rate: float = Field(
+        1e-3, gt=0, description="Learning rate of the decoder at its highest."
+    )
     encoder_learning_rate: float = Field(
         1e-5, gt=0, description="Learning rate of the unfrozen stages of a pre-trained encoder."
     )
@@ -89,26 +109,39 @@ class TrainConfig(_Record):
         "step", description="How the learning rate falls: in steps, as a cosine to zero, or not."
     )
     step_epochs: int = Field(10, ge=1, description="Epochs between two falls of the step schedule.")
-    step_factor: float = Field(0.5, gt=0, le=1, description="Factor of each fall of the step schedule.")
-    warmup_steps: int = Field(0, ge=0, description="Iterations over which the rate rises from zero.")
+    step_factor: float = Field(
+        0.5, gt=0, le=1, description="Factor of each fall of the step schedule."
+    )
+    warmup_steps: int = Field(
+        0, ge=0, description="Iterations over which the rate rises from zero."
+    )
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="Share of the target spread evenly over the vocabulary."
     )
     clip: float = Field(5.0, ge=0, description="Largest norm of the gradient; 0 never clips.")
     precision: Literal["auto", "float32", "bf16"] = Field(
-        "auto", description="Precision of products; auto takes bf16 where the machine is fast at it."
+        "auto",
+        description="Precision of products; auto takes bf16 where the machine is fast at it.",
     )
-    save_every: int = Field(500, ge=1, description="Iterations between two saved states to resume from.")
+    save_every: int = Field(
+        500, ge=1, description="Iterations between two saved states to resume from."
+    )
     patience: int | None = Field(
-        None, ge=1, description="Epochs without a better CIDEr after which training stops; none: never."
+        None,
+        ge=1,
+        description="Epochs without a better CIDEr after which training stops; none: never.",
     )
 
 
 class ValidationConfig(_Record):
     """How each epoch is judged, and how the finished captioner speaks unless told otherwise."""
 
-    split: Literal["val", "test", "train"] = Field("val", description="Split whose photos are captioned.")
-    max_photos: int | None = Field(None, ge=1, description="At most this many photos of it, the first by id.")
+    split: Literal["val", "test", "train"] = Field(
+        "val", description="Split whose photos are captioned."
+    )
+    max_photos: int | None = Field(
+        None, ge=1, description="At most this many photos of it, the first by id."
+    )
     beam: int = Field(1, ge=1, le=50, description="Beam width of the captions after each epoch.")
 
 
@@ -256,7 +289,9 @@ def describe_fields() -> Iterator[tuple[str, str]]:
 
 
 def _shown(value: Any) -> str:
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return (
+        "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )
 
 
 def _number(value: Any) -> Any:

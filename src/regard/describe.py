@@ -49,11 +49,26 @@ class Decoding:
                 ("beam", self.beam, 1 <= self.beam <= 50, "from 1 to 50"),
                 ("max-length", self.max_length, 1 <= self.max_length <= 200, "from 1 to 200"),
                 ("count", self.count, 1 <= self.count <= 100, "from 1 to 100"),
-                ("length-penalty", self.length_penalty, 0 <= self.length_penalty <= 5, "from 0 to 5"),
-                ("temperature", self.temperature, 0 < self.temperature <= 100, "above 0, at most 100"),
+                (
+                    "length-penalty",
+                    self.length_penalty,
+                    0 <= self.length_penalty <= 5,
+                    "from 0 to 5",
+                ),
+                (
+                    "temperature",
+                    self.temperature,
+                    0 < self.temperature <= 100,
+                    "above 0, at most 100",
+                ),
                 ("seed", self.seed, 0 <= self.seed < 2**40, "at least 0 and below 2^40"),
                 ("top-k", self.top_k, self.top_k is None or self.top_k >= 1, "at least 1"),
-                ("top-p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "above 0, at most 1"),
+                (
+                    "top-p",
+                    self.top_p,
+                    self.top_p is None or 0 < self.top_p <= 1,
+                    "above 0, at most 1",
+                ),
             )
             if not good
         ]

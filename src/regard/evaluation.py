@@ -152,7 +152,9 @@ def read_captions(file: Path) -> dict[str, str]:
     captions: dict[str, str] = {}
     try:
         whole = json.loads(text) if text.lstrip().startswith("[") else None
-        rows = whole if whole is not None else [json.loads(x) for x in text.splitlines() if x.strip()]
+        rows = (
+            whole if whole is not None else [json.loads(x) for x in text.splitlines() if x.strip()]
+        )
     except ValueError as error:
         raise DataError(
             f"{file} is neither JSON lines nor a COCO result file: {error}. Write a line a photo such as "

@@ -148,7 +148,9 @@ def sample(
             trace.cut(t, totals, scores[:, rules.end].view(photos, count))
             break
         drawn_from = _narrowed(scores, temperature, top_k, top_p)
-        uniform = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
+        uniform = torch.stack(
+            [torch.rand((), generator=g, dtype=torch.float64) for g in generators]
+        )
         cumulative = drawn_from.double().cumsum(-1)
         threshold = uniform.repeat(photos).unsqueeze(-1) * cumulative[:, -1:]
         ids = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
@@ -201,10 +203,7 @@ class _Trace:
 
     def captions(self, most: int) -> list[list[Hypothesis]]:
         return [
-            [
-                self._read(b, *found)
-                for found in sorted(ended, key=lambda e: -e[0])[:most]
-            ]
+            [self._read(b, *found) for found in sorted(ended, key=lambda e: -e[0])[:most]]
             for b, ended in enumerate(self._ended)
         ]
 

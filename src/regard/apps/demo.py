@@ -58,7 +58,9 @@ def run_demo(
     say(f"Training on {len(dataset.split('train'))} of them ...")
     with training() as listener:
         train(dataset, config, run, resume=(run / "settings.json").exists(), listener=listener)
-    loss_figure(read_log(run / "log" / "steps.csv"), read_log(run / "log" / "epochs.csv"), out / "loss.png")
+    loss_figure(
+        read_log(run / "log" / "steps.csv"), read_log(run / "log" / "epochs.csv"), out / "loss.png"
+    )
 
     say("Captioning scenes that it has not seen ...")
     captioner = load(run)

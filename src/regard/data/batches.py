@@ -138,9 +138,7 @@ class Plan:
                 yield Batch(source.read([items[0][0]]), nothing, targets)
                 continue
             groups = [[self.captions.by_photo[p][k] for k in ks] for p, ks in mine]
-            yield Batch(
-                source.read([p for p, _ in mine]), self.captions.padded(groups), targets
-            )
+            yield Batch(source.read([p for p, _ in mine]), self.captions.padded(groups), targets)
 
     def order(self, epoch: int) -> list[list[Item]]:
         """The items of each batch of an epoch, over all processes."""
@@ -150,7 +148,9 @@ class Plan:
         size = self.batch_size
         if self.bucket:
             # Sorting within pools of fifty batches, by a length with noise, keeps the order random enough.
-            lengths = np.array([max(len(self.captions.by_photo[p][k]) for k in ks) for p, ks in items])
+            lengths = np.array(
+                [max(len(self.captions.by_photo[p][k]) for k in ks) for p, ks in items]
+            )
             noisy = lengths + rng.uniform(0, 1, len(items))
             pool = 50 * size
             order = np.concatenate(

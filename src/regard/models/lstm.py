@@ -47,9 +47,7 @@ class LstmState:
         photos = len(self.keys)
         each, rest = divmod(len(photo), photos)
         even = rest == 0 and bool((photo.view(photos, each).t() == _count(photos, photo)).all())
-        return LstmState(
-            self.h[indices], self.c[indices], photo, even, self.keys, self.regions
-        )
+        return LstmState(self.h[indices], self.c[indices], photo, even, self.keys, self.regions)
 
 
 class LstmDecoder(nn.Module):
@@ -199,7 +197,9 @@ class LstmDecoder(nn.Module):
 def _lowered(regions: Tensor) -> Tensor:
     """The regions in the precision of the products, as autocast has it."""
     kind = regions.device.type
-    return regions.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else regions
+    return (
+        regions.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else regions
+    )
 
 
 def _count(photos: int, like: Tensor) -> Tensor:

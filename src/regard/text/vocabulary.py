@@ -37,9 +37,7 @@ class Vocabulary:
             raise ModelError(f"A vocabulary holds each word once; {twice[:3]} stand there again.")
 
     @classmethod
-    def from_captions(
-        cls, captions: Iterable[Sequence[str]], *, min_count: int = 1
-    ) -> Vocabulary:
+    def from_captions(cls, captions: Iterable[Sequence[str]], *, min_count: int = 1) -> Vocabulary:
         """The words of some captions, the most frequent first, equally frequent ones by spelling.
 
         Args:
@@ -100,7 +98,9 @@ class Vocabulary:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ModelError(f"The vocabulary {file} cannot be read: {error}. Copy it again.") from error
+            raise ModelError(
+                f"The vocabulary {file} cannot be read: {error}. Copy it again."
+            ) from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             found = content.get("format") if isinstance(content, dict) else type(content).__name__
             raise ModelError(

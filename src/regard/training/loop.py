@@ -114,7 +114,9 @@ def run_loop(
     highest = [group["lr"] for group in optimizer.param_groups]
     progress = _restore(state_file, learner, optimizer, device)
     log = (
-        RunLog(log_folder, step=progress.step, epoch=progress.epoch) if fabric.is_global_zero else None
+        RunLog(log_folder, step=progress.step, epoch=progress.epoch)
+        if fabric.is_global_zero
+        else None
     )
     steps_per_epoch = len(plan)
     steps = min(config.epochs * steps_per_epoch, config.max_steps or math.inf)
@@ -146,9 +148,7 @@ def run_loop(
         patient = (
             config.patience is None or progress.epoch - 1 - progress.best_epoch < config.patience
         )
-        progress.finished = (
-            progress.step >= steps or progress.epoch >= config.epochs or not patient
-        )
+        progress.finished = progress.step >= steps or progress.epoch >= config.epochs or not patient
         save()
 
     with _asked_to_stop() as asked:
@@ -175,7 +175,9 @@ def run_loop(
                 if not (math.isfinite(loss) and math.isfinite(norm)):
                     if log is not None:
                         log.close()
-                    raise TrainingError(_explain(progress, loss, norm, factor * highest[0], state_file))
+                    raise TrainingError(
+                        _explain(progress, loss, norm, factor * highest[0], state_file)
+                    )
                 fabric_optimizer.step()
                 fabric_optimizer.zero_grad(set_to_none=True)
                 if log is not None:
@@ -298,7 +300,9 @@ def _restore(
     missing, unexpected = learner.load_state_dict(state["learner"], strict=False)
     absent = [name for name in missing if name in _trained(learner)]
     if absent or unexpected:
-        raise TrainingError(f"The saved state {file} is of another model: {sorted(absent + unexpected)}.")
+        raise TrainingError(
+            f"The saved state {file} is of another model: {sorted(absent + unexpected)}."
+        )
     optimizer.load_state_dict(state["optimizer"])
     return Progress(**state["progress"])
 

@@ -52,18 +52,19 @@ def validate(
     with torch.inference_mode():
         for start in range(0, len(mine), batch_size):
             indices = list(mine[start : start + batch_size])
-            regions = learner.regions(source.read(indices).to(fabric.device)).float()
+            photos = source.read(indices).to(fabric.device)
             known = captions.padded([captions.by_photo[i] for i in indices]).to(fabric.device)
             inputs, targets = inputs_and_targets(known)
             said = targets != captions.pad
-            logits = learner.decoder.logits(learner.decoder.read(regions, inputs).hidden[said])
+            with fabric.autocast():
+                read = learner.decoder.read(learner.regions(photos), inputs)
+                logits = learner.decoder.logits(read.hidden[said])
             nll += float(
                 torch.nn.functional.cross_entropy(logits.float(), targets[said], reduction="sum")
             )
             words += int(said.sum())
-            found = describe(
-                learner.decoder, vocabulary, regions, grid=grid, decoding=decoding
-            )
+            regions = learner.regions(photos).float()
+            found = describe(learner.decoder, vocabulary, regions, grid=grid, decoding=decoding)
             written |= {i: c[0].words for i, c in zip(indices, found, strict=True)}
     parts = _from_all_processes(fabric, (nll, words, written))
     everything = {i: c for _, _, part in parts for i, c in part.items()}

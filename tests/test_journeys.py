@@ -1,0 +1,268 @@
+"""What a newcomer types, through the real command line, and what goes wrong on the way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+import regard
+from regard.describe import Decoding
+from regard.errors import ConfigError, PhotoError
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A data set ``tiny`` and a run ``run`` trained on it."""
+    folder = tmp_path_factory.mktemp("journey")
+    tiny.draw_tiny(folder / "tiny")
+    tiny.regard(
+        "train", "tiny", "--preset", "scenes", *tiny.QUICK, "--set", "train.epochs=40",
+        "--set", "train.learning_rate=5e-3", "--set", "train.schedule=constant",
+        "--out", "run", cwd=folder,
+    )  # fmt: skip
+    return folder
+
+
+def records(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_photos_are_captioned_and_their_gaze_is_drawn(place):
+    photos = [f"tiny/photos/{i:02}.png" for i in range(4)]
+    done = tiny.regard(
+        "caption", *photos, "--model", "run", "--gaze", "gaze", "--out", "out.jsonl", cwd=place
+    )
+    found = records(place / "out.jsonl")
+    assert [r["path"] for r in found] == photos
+    for r in found:
+        assert r["caption"] in done.stdout
+        assert " ".join(w["word"] for w in r["words"]) == r["caption"]
+        assert all(w["log_probability"] <= 0 for w in r["words"])
+        assert not {"<UNK>", "<PAD>", "<START>", "<END>"} & {w["word"] for w in r["words"]}
+    pictures = sorted((place / "gaze").iterdir())
+    assert [p.name for p in pictures] == [f"{i:02}.png.gaze.png" for i in range(4)]
+    assert all(min(Image.open(p).size) > 200 for p in pictures)
+
+
+def test_it_has_learnt_the_colours(place):
+    """Not chance: most of its photos' colours are named."""
+    photos = [f"tiny/photos/{i:02}.png" for i in range(18)]
+    tiny.regard("caption", *photos, "--model", "run", "--out", "all.jsonl", cwd=place)
+    right = sum(
+        list(tiny.COLOURS)[i % 3] in r["caption"].split()
+        for i, r in enumerate(records(place / "all.jsonl"))
+    )
+    assert right >= 12
+
+
+def test_one_bad_photo_does_not_stop_the_others(place):
+    (place / "bad.jpg").write_text("no photo")
+    done = tiny.regard(
+        "caption", "tiny/photos/00.png", "bad.jpg", "none.jpg", "tiny/photos/01.png",
+        "--model", "run/model", "--out", "mixed.jsonl", cwd=place, code=1,
+    )  # fmt: skip
+    found = records(place / "mixed.jsonl")
+    assert [("caption" in r, "error" in r) for r in found] == [
+        (True, False), (False, True), (False, True), (True, False),
+    ]  # fmt: skip
+    assert "bad.jpg" in found[1]["error"]
+    assert "none.jpg" in done.stderr
+
+
+def test_python_says_what_the_command_line_says(place):
+    captioner = regard.load(place / "run")
+    photo = place / "tiny" / "photos" / "05.png"
+    tiny.regard("caption", photo, "--model", "run", "--out", "one.jsonl", cwd=place)
+    found = captioner.caption(photo)
+    assert found.text == records(place / "one.jsonl")[0]["caption"]
+    assert len(found.words) == len(found.log_probabilities) == len(found.maps)
+    np.testing.assert_allclose(found.maps.sum((1, 2)), 1, atol=1e-5)
+    assert found.gaze(0).shape == (48, 64)
+    assert len(found.others) == 2
+    assert found.best.score >= found.others[0].score
+    by_bytes = captioner.caption(photo.read_bytes())
+    by_image = captioner.caption(Image.open(photo))
+    assert found.text == by_bytes.text == by_image.text
+    with pytest.raises(PhotoError, match="nothing"):
+        captioner.caption(place / "nothing.png")
+
+
+def test_alone_equals_in_a_batch(place):
+    captioner = regard.load(place / "run")
+    photos = sorted((place / "tiny" / "photos").iterdir())
+    for decoding in (Decoding(beam=3), Decoding(sampling=True, seed=4, count=2, top_p=0.9)):
+        together = [c.text for c in captioner.captions(photos, decoding)]
+        assert together == [captioner.caption(p, decoding).text for p in photos]
+
+
+def test_samples_are_seeded(place):
+    captioner = regard.load(place / "run")
+    photo = place / "tiny" / "photos" / "03.png"
+
+    def draw(seed: int) -> list[str]:
+        options = Decoding(sampling=True, seed=seed, count=5, temperature=3.0)
+        found = captioner.caption(photo, options)
+        return [found.text, *(o.text for o in found.others)]
+
+    assert draw(1) == draw(1)
+    assert draw(1) != draw(2)
+
+
+def test_scores_agree_with_those_of_the_captions_from_a_file(place):
+    tiny.regard(
+        "evaluate", "tiny", "--model", "run", "--split", "dev", "--json", "scores.json", cwd=place
+    )
+    scores = json.loads((place / "scores.json").read_text())
+    assert set(scores["scores"]) == {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr"}
+    assert scores["settings"]["number_of_photos"] == len(scores["photos"]) == 3
+    assert scores["settings"]["decoding"]["beam"] == 3
+    assert all(len(p["references"]) == 2 for p in scores["photos"])
+    for name in ("lines.jsonl", "coco.json"):
+        rows = [
+            {"image": p["id"], "image_id": p["id"], "caption": p["caption"]}
+            for p in scores["photos"]
+        ]
+        text = "".join(json.dumps(r) + "\n" for r in rows) if name[0] == "l" else json.dumps(rows)
+        (place / name).write_text(text)
+        tiny.regard(
+            "evaluate",
+            "tiny",
+            "--captions",
+            name,
+            "--split",
+            "val",
+            "--json",
+            "again.json",
+            cwd=place,
+        )
+        again = json.loads((place / "again.json").read_text())
+        assert again["scores"] == pytest.approx(scores["scores"])
+
+
+def test_features_of_a_frozen_encoder_are_made_once(place):
+    from test_checkpoint import resnet_file
+
+    weights = resnet_file(place / "resnet18.safetensors", 0)
+    first = tiny.regard("features", "tiny", "--encoder", weights, cwd=place)
+    assert "features of 18 photos in" in first.stdout
+    shards = {f: f.stat().st_mtime_ns for f in (place / "cache").rglob("*.safetensors")}
+    assert shards
+    tiny.regard("features", "tiny", "--encoder", weights, cwd=place)
+    tiny.regard(
+        "train", "tiny", "--encoder", weights, *tiny.QUICK, "--set", "train.max_steps=2",
+        "--out", "frozen", cwd=place,
+    )  # fmt: skip
+    assert shards == {f: f.stat().st_mtime_ns for f in (place / "cache").rglob("*.safetensors")}
+    tiny.regard("caption", "tiny/photos/00.png", "--model", "frozen", cwd=place)
+
+
+def test_the_last_stages_can_be_trained_as_well(place):
+    from safetensors.torch import load_file
+    from test_checkpoint import resnet_file
+
+    weights = resnet_file(place / "tuned18.safetensors", 0)
+    tiny.regard(
+        "train", "tiny", "--encoder", weights, *tiny.QUICK, "--set", "encoder.fine_tune_stages=1",
+        "--set", "encoder.image_size=64", "--set", "train.max_steps=2",
+        "--set", "train.encoder_learning_rate=1e-3", "--out", "tuned", cwd=place,
+    )  # fmt: skip
+    before, after = load_file(weights), load_file(place / "tuned" / "model" / "model.safetensors")
+
+    def moved(name: str) -> bool:
+        return not bool((before[name] == after[f"encoder.backbone.{name}"]).all())
+
+    assert moved("layer4.0.conv1.weight")
+    assert not moved("layer3.0.conv1.weight")
+    assert not moved("layer4.0.bn1.running_mean")
+    weights.unlink()  # what was trained travels with the model
+    tiny.regard("caption", "tiny/photos/00.png", "--model", "tuned", cwd=place)
+
+
+def test_words_start_from_vectors(place):
+    words = ["red", "circle", "zebra"]
+    file = place / "vectors.txt"
+    file.write_text(
+        "3 5\n" + "".join(f"{w} " + " ".join(str(i + k / 10) for k in range(5)) + "\n"
+                          for i, w in enumerate(words))
+    )  # fmt: skip
+    arguments = [
+        "train", "tiny", "--preset", "scenes", "--embeddings", file, "--set", "train.max_steps=1",
+        "--set", "train.batch_size=4", "--out",
+    ]  # fmt: skip
+    clash = tiny.regard(*arguments, "clash", cwd=place, code=2)
+    assert "decoder.embedding_width is 64, but the vectors in" in clash.stderr
+    assert "are 5 wide" in clash.stderr
+    done = tiny.regard(*arguments, "vectors", "--set", "decoder.embedding_width=null", cwd=place)
+    assert "2 of" in done.stderr
+    model = regard.load(place / "vectors").model
+    assert model.decoder.embedding.weight.shape[1] == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "nowhere", "--out", "x"], "nowhere"),
+        (["train", "tiny", "--out", "x", "--preset", "quick"], "There is no preset 'quick'"),
+        (["train", "tiny", "--out", "x", "--set", "train.epoch=3"], "did you mean 'train.epochs'"),
+        (["train", "tiny", "--out", "x", "--device", "tpu"], "There is no device 'tpu'"),
+        (["train", "tiny", "--out", "x", "--encoder", "./none"], "./none"),
+        (["caption", "tiny/photos/00.png", "--model", "./none"], "There is no model at ./none"),
+        (["caption", "tiny/photos/00.png", "--model", "run", "--beam", "0"], "beam is 0"),
+        (["caption", "tiny/photos/00.png", "--model", "run", "--device", "gpu"], "no device 'gpu'"),
+        (["evaluate", "tiny", "--split", "val"], "Give either --model or --captions"),
+        (["evaluate", "tiny", "--model", "run", "--split", "valid"], "valid"),
+        (["evaluate", "tiny", "--captions", "none.json"], "none.json cannot be read"),
+        (["data", "check", "run"], "run"),
+    ],
+)
+def test_wrong_inputs_give_one_clear_line(place, arguments, said):
+    done = tiny.regard(*arguments, cwd=place, code=2)
+    assert said in done.stderr
+    assert done.stderr.startswith("regard: ")
+    assert not (place / "x").exists()
+
+
+def test_debug_shows_where_an_error_came_from(place):
+    import subprocess
+
+    done = subprocess.run(
+        tiny.command("--debug", "caption", "a.jpg", "--model", "./none"), cwd=place, text=True,
+        capture_output=True, env=tiny.environment(place), check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+
+
+def test_captions_that_cannot_be_chosen_are_refused():
+    with pytest.raises(ConfigError) as caught:
+        Decoding(beam=0, temperature=0, top_p=2)
+    for name in ("beam is 0", "temperature is 0", "top-p is 2"):
+        assert name in str(caught.value)
+
+
+def test_help_explains_every_setting():
+    from regard.config import describe_fields
+
+    done = tiny.regard("train", "--help", cwd=Path.cwd())
+    squeezed = "".join(done.stdout.split())
+    for name, sentence in describe_fields():
+        assert f"{name}:" in squeezed
+        assert "".join(sentence.split())[:40] in squeezed
+
+
+def test_help_and_version_load_nothing_heavy():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, regard, regard.cli; "
+        "print([m for m in ('torch', 'lightning', 'transformers', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert tiny.regard("--version", cwd=Path.cwd()).stdout.strip() == f"regard {regard.__version__}"
