@@ -107,8 +107,13 @@ def data_check(
     format: Format = None,
     images: Images = None,
     split_seed: SplitSeed = 0,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", help="File for the report, with every bad row.")
+    ] = None,
 ) -> None:
     """Say what a data set holds and name every bad row. Exit code 1 if there are any."""
+    import json
+
     from rich.console import Console
 
     from regard.data.check import check, render
@@ -117,7 +122,9 @@ def data_check(
 
     dataset = read_dataset(data, layout=format, images=images, allow_missing=True, seed=split_seed)
     report = check(dataset, tokenise)
-    Console().print(render(report))
+    Console(soft_wrap=True, highlight=False).print(render(report))
+    if json_out is not None:
+        json_out.write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
     raise typer.Exit(0 if report.ok else 1)
 
 

@@ -12,7 +12,21 @@ import re
 from collections.abc import Sequence
 
 PUNCTUATION = frozenset(
-    ("''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";")  # as pycocoevalcap has it
+    (
+        "''",
+        "'",
+        "``",
+        "`",
+        ".",
+        "?",
+        "!",
+        ",",
+        ":",
+        "-",
+        "--",
+        "...",
+        ";",
+    )  # as pycocoevalcap has it
     + ('"', "“", "”", "«", "»", "‘", "’", "‛", "‚", "„")  # what the Java program writes as those
     + ("–", "—", "…")
 )
