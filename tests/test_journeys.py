@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 from PIL import Image
 
 import regard
+import tiny
 from regard.describe import Decoding
 from regard.errors import ConfigError, PhotoError
 
@@ -163,6 +163,7 @@ def test_features_of_a_frozen_encoder_are_made_once(place):
 
 def test_the_last_stages_can_be_trained_as_well(place):
     from safetensors.torch import load_file
+
     from test_checkpoint import resnet_file
 
     weights = resnet_file(place / "tuned18.safetensors", 0)

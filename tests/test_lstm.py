@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import oracle
 import pytest
 import torch
 
+import oracle
 from regard.models.lstm import LstmDecoder
 
 B, K, H, W, D, T, V = 3, 4, 2, 3, 10, 6, 23

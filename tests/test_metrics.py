@@ -15,7 +15,7 @@ from regard.metrics.scores import score_all
 
 STORED = Path(__file__).parent / "data" / "scores.json"
 WORDS = (
-    "a the dog cat man woman runs sits on in grass red blue shirt and two 's playing ball".split()
+    ["a", "the", "dog", "cat", "man", "woman", "runs", "sits", "on", "in", "grass", "red", "blue", "shirt", "and", "two", "'s", "playing", "ball"]
 )
 NAMES = ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr"]
 

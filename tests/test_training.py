@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 import signal
@@ -11,10 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file
 
+import tiny
 from regard.config import TrainConfig
 from regard.training.log import RunLog, read_log
 from regard.training.schedule import rate
@@ -73,7 +74,7 @@ def test_a_run_leaves_its_logs_its_model_and_its_settings(finished):
     assert "research and education only" in card
     vocabulary_size = described["settings"]["decoder"]["embedding_width"]
     assert vocabulary_size == 12
-    assert not [f for f in finished.rglob("*.new")]
+    assert not list(finished.rglob("*.new"))
 
 
 def test_the_same_command_gives_the_same_run(data, finished):
@@ -202,7 +203,7 @@ def test_the_cosine_schedule_rises_and_falls_to_zero():
     rates = [rate(config, step=s, steps_per_epoch=5, steps=100) for s in range(100)]
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert rates[10] == 1.0
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates))
     assert rates[-1] < 1e-2
 
 

@@ -22,7 +22,6 @@ from regard.errors import RegardError
 
 if TYPE_CHECKING:
     from regard.data.dataset import Dataset
-    from regard.describe import Decoding
 
 app = typer.Typer(
     name="regard",

@@ -11,6 +11,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,7 +136,12 @@ def find_layout(path: Path, name: str | None = None) -> tuple[Layout, Sequence[P
 
 def layouts_in(folder: Path) -> list[str]:
     """The names of all layouts that a folder holds."""
-    return [layout.name for layout in LAYOUTS if folder.is_dir() and layout.files(folder)]
+    names = []
+    for layout in LAYOUTS:
+        with suppress(DataError):
+            if layout.files(folder):
+                names.append(layout.name)
+    return names
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -422,23 +428,25 @@ def _coco_files(folder: Path) -> Sequence[Path]:
 
 
 def _read_table(files: Sequence[Path], root: Path) -> Rows:
-    for file in files:
-        yield from _read_records(file, "")
+    for file in files:  # train.csv, val.csv: the names say the split
+        yield from _read_records(file, "", file.stem)
 
 
 def _read_imagefolder(files: Sequence[Path], root: Path) -> Rows:
     for file in files:
-        yield from _read_records(file, "" if file.parent == root else file.parent.name)
+        folder = "" if file.parent == root else file.parent.name
+        yield from _read_records(file, folder, folder)
 
 
-def _read_records(file: Path, folder: str) -> Rows:
+def _read_records(file: Path, folder: str, name: str) -> Rows:
     """Rows of a CSV, TSV or JSONL file with a column of photos and one of captions.
 
     Args:
         file: the table.
-        folder: where its photos are and, if it is named as one, their split; relative to the root.
+        folder: where its photos are, relative to the root.
+        name: their split, if it is the name of one and no column says.
     """
-    named = {} if folder.lower() not in SPLITS else {"split": folder}
+    named = {"split": name} if name.lower() in SPLITS else {}
     for where, record in _records(file):
         if isinstance(record, Problem):
             yield record
@@ -508,8 +516,8 @@ def _is_table(file: Path) -> bool:
 
 
 def _table_files(folder: Path) -> Sequence[Path]:
-    tables = [f for f in _in("*.csv")(folder) if _is_table(f)]
-    tables += [f for f in (*_in("*.tsv")(folder), *_in("*.jsonl")(folder)) if _is_table(f)]
+    files = (f for pattern in ("*.csv", "*.tsv", "*.jsonl") for f in _in(pattern)(folder))
+    tables = [f for f in files if f.stem not in ("metadata", "scenes") and _is_table(f)]
     names = [f.stem.lower() for f in tables]
     if len(tables) > 1 and not all(name in SPLITS for name in names):
         raise DataError(

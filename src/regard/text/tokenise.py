@@ -32,16 +32,9 @@ PUNCTUATION = frozenset(
 )
 """What is not counted as a word. Brackets are: they come out as ``-lrb-`` and the like."""
 
-_ABBREVIATIONS = """
-    adj adm adv al ala alex apr ariz assn assoc asst atty attys aug ave bhd bldg blvd brig bros calif capt cf
-    cie cmdr co col colo comdr conn corp corps cos cpl ct dak dec dept det dr drs elec ens esq est etc ext feb
-    fla fri ft ga gen gov govs hon inc ind insp intl invt jan jos jr jul jun kan kans ky lt ltd maj mar md
-    messrs mfg mich minn mlle mme mo mon mont mr mrs ms msgr mt mtg natl neb nebr nev nov oct okla penn pfc ph
-    plc ppte ppty pres prof profs pte ptes pty ptys pvt rd rep reps rev rt sen sens sep sept seq sfc sgt spc
-    sq sr st ste supt sys tel tenn thu thurs treas tue tues univ va vs vt wed wis wisc wm wyo
-""".split()
-_CAPITAL_ABBREVIATIONS = "ark az del ill la mass miss ore pa tex wash".split()
-_ABBREVIATIONS_BEFORE_NUMBERS = "art ca fig figs no nos op pp prop".split()
+_ABBREVIATIONS = ["adj", "adm", "adv", "al", "ala", "alex", "apr", "ariz", "assn", "assoc", "asst", "atty", "attys", "aug", "ave", "bhd", "bldg", "blvd", "brig", "bros", "calif", "capt", "cf", "cie", "cmdr", "co", "col", "colo", "comdr", "conn", "corp", "corps", "cos", "cpl", "ct", "dak", "dec", "dept", "det", "dr", "drs", "elec", "ens", "esq", "est", "etc", "ext", "feb", "fla", "fri", "ft", "ga", "gen", "gov", "govs", "hon", "inc", "ind", "insp", "intl", "invt", "jan", "jos", "jr", "jul", "jun", "kan", "kans", "ky", "lt", "ltd", "maj", "mar", "md", "messrs", "mfg", "mich", "minn", "mlle", "mme", "mo", "mon", "mont", "mr", "mrs", "ms", "msgr", "mt", "mtg", "natl", "neb", "nebr", "nev", "nov", "oct", "okla", "penn", "pfc", "ph", "plc", "ppte", "ppty", "pres", "prof", "profs", "pte", "ptes", "pty", "ptys", "pvt", "rd", "rep", "reps", "rev", "rt", "sen", "sens", "sep", "sept", "seq", "sfc", "sgt", "spc", "sq", "sr", "st", "ste", "supt", "sys", "tel", "tenn", "thu", "thurs", "treas", "tue", "tues", "univ", "va", "vs", "vt", "wed", "wis", "wisc", "wm", "wyo"]
+_CAPITAL_ABBREVIATIONS = ["ark", "az", "del", "ill", "la", "mass", "miss", "ore", "pa", "tex", "wash"]
+_ABBREVIATIONS_BEFORE_NUMBERS = ["art", "ca", "fig", "figs", "no", "nos", "op", "pp", "prop"]
 
 
 def _any_of(words: Sequence[str]) -> str:

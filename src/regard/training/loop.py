@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from regard.config import TrainConfig
-from regard.data.batches import Plan, PhotoSource
+from regard.data.batches import PhotoSource, Plan
 from regard.errors import RegardError
 from regard.training.learner import Learner
 from regard.training.log import RunLog
