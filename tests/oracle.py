@@ -1,7 +1,7 @@
 """The report's two tables, written literally: the independent reference of the fast decoder.
 
-Nothing is shared, hoisted or fused here. Each step repeats the hidden state for every region, concatenates,
-and applies one linear layer, exactly as the tables say.
+Nothing is shared, hoisted or fused here. Each step repeats the hidden state for every region,
+concatenates, and applies one linear layer, exactly as the tables say.
 """
 
 from __future__ import annotations

@@ -261,8 +261,8 @@ def test_help_and_version_load_nothing_heavy():
     import sys
 
     code = (
-        "import sys, regard, regard.cli; "
-        "print([m for m in ('torch', 'lightning', 'transformers', 'matplotlib') if m in sys.modules])"
+        "import sys, regard, regard.cli; print([m for m in ('torch', 'lightning', 'transformers', "
+        "'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
     assert done.stdout.strip() == "[]"

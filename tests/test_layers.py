@@ -1,4 +1,4 @@
-"""A module imports only from floors below its own; inside a room, files import each other directly."""
+"""A module imports only from floors below its own, and from its own room."""
 
 from __future__ import annotations
 

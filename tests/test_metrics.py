@@ -14,9 +14,27 @@ from regard.metrics.cider import DocumentFrequencies, cider
 from regard.metrics.scores import score_all
 
 STORED = Path(__file__).parent / "data" / "scores.json"
-WORDS = (
-    ["a", "the", "dog", "cat", "man", "woman", "runs", "sits", "on", "in", "grass", "red", "blue", "shirt", "and", "two", "'s", "playing", "ball"]
-)
+WORDS = [
+    "a",
+    "the",
+    "dog",
+    "cat",
+    "man",
+    "woman",
+    "runs",
+    "sits",
+    "on",
+    "in",
+    "grass",
+    "red",
+    "blue",
+    "shirt",
+    "and",
+    "two",
+    "'s",
+    "playing",
+    "ball",
+]
 NAMES = ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr"]
 
 

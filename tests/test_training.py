@@ -138,7 +138,8 @@ def test_two_processes_learn_what_one_does(data, grouping):
     """The same global batches, without dropout: the same weights within rounding."""
     arguments = [
         "train", data, "--preset", "scenes", *tiny.QUICK, "--device", "cpu",
-        "--set", "train.epochs=2", "--set", "decoder.dropout=0", "--set", f"train.grouping={grouping}",
+        "--set", "train.epochs=2", "--set", "decoder.dropout=0",
+        "--set", f"train.grouping={grouping}",
         "--set", "train.batch_size=5",
     ]  # fmt: skip
     one, two = data.parent / f"one-{grouping}", data.parent / f"two-{grouping}"
@@ -183,7 +184,8 @@ def test_a_damaged_state_is_named(data, finished):
 def test_a_loss_that_is_not_finite_stops_with_an_explanation(data):
     said = tiny.regard(
         "train", data, "--out", "nan", *TRAIN, "--set", "train.learning_rate=1e30",
-        "--set", "train.clip=0", "--set", "train.schedule=constant", "--set", "train.warmup_steps=0",
+        "--set", "train.clip=0", "--set", "train.schedule=constant",
+        "--set", "train.warmup_steps=0",
         cwd=data.parent, code=2,
     )  # fmt: skip
     assert "the loss is nan" in said.stderr or "norm of its gradient" in said.stderr

@@ -107,7 +107,8 @@ def test_a_large_file_is_streamed(tmp_path):
             out.write(b"".join(b"w%d " % (start + i) + v.tobytes() for i, v in enumerate(body)))
     assert file.stat().st_size > 200_000_000
     code = (
-        "import resource, sys; from pathlib import Path; from regard.text.vectors import read_vectors\n"
+        "import resource, sys; from pathlib import Path; from regard.text.vectors import "
+        "read_vectors\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "v = read_vectors(Path(sys.argv[1]), [f'w{i}' for i in range(5000)])\n"
         "print(len(v.vectors), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"

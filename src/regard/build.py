@@ -16,7 +16,7 @@ EMBEDDING_WIDTH = 300
 
 
 def build_encoder(config: EncoderConfig) -> Encoder:
-    """The encoder of some settings, with its weights; frozen unless it is trained with the decoder."""
+    """The encoder of some settings, with its weights; frozen unless it is trained too."""
     encoder = load_encoder(
         config.id, revision=config.revision, image_size=config.image_size, resize=config.resize
     )
@@ -51,8 +51,8 @@ def with_embedding_width(config: Config, vectors: WordVectors | None) -> Config:
     width = EMBEDDING_WIDTH if vectors is None else vectors.width
     if asked is not None and vectors is not None and asked != width:
         raise ConfigError(
-            f"decoder.embedding_width is {asked}, but the vectors in {config.text.embeddings} are {width} wide. "
-            f"Leave decoder.embedding_width out, or set it to {width}."
+            f"decoder.embedding_width is {asked}, but the vectors in {config.text.embeddings} are "
+            f"{width} wide. Leave decoder.embedding_width out, or set it to {width}."
         )
     decoder = config.decoder.model_copy(update={"embedding_width": asked or width})
     return config.model_copy(update={"decoder": decoder})

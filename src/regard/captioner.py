@@ -56,7 +56,7 @@ class PhotoCaption:
         return self.best.maps
 
     def gaze(self, word: int) -> np.ndarray:
-        """The map of one word on the photo, ``(height, width)`` of the upright photo, zero where nothing was seen."""
+        """The map of one word on the upright photo, ``(height, width)``; zero where unseen."""
         return overlay_map(self.maps[word], self.size, self.placement)
 
 
@@ -123,7 +123,8 @@ class Captioner:
         preparation = self.model.encoder.preparation
         prepared = torch.from_numpy(np.stack([preparation(p) for p in photos]))
         with torch.inference_mode():
-            # Regions are rounded as the cache rounds them, so that a photo's caption is the same from both.
+            # Regions are rounded as the cache rounds them, so that a photo's caption is the same
+            # from both.
             regions = self.encode(prepared.to(self.device)).half()
         return [
             PhotoCaption(found[0], tuple(found[1:]), p.size, preparation.placement(*p.size))
@@ -165,7 +166,7 @@ def _device(name: str) -> torch.device:
         raise ConfigError(f"There is no device {name!r}. Devices: auto, {', '.join(available)}.")
     if not available[name]:
         raise ConfigError(
-            f"--device {name} was asked for, but torch {torch.__version__} finds no such device here. "
-            "Leave --device out, or install a torch with support for it."
+            f"--device {name} was asked for, but torch {torch.__version__} finds no such device "
+            "here. Leave --device out, or install a torch with support for it."
         )
     return torch.device(name)

@@ -7,7 +7,8 @@
 ``README.md``             the model card
 ========================  ==========================================================================
 
-A frozen encoder is not copied: the folder says which one it needs, from where, and the hash of its weights.
+A frozen encoder is not copied: the folder says which one it needs, from where, and the hash of its
+weights.
 """
 
 from __future__ import annotations
@@ -111,7 +112,8 @@ def read_model(
 
     Args:
         source: a model folder; a run (its best model is taken); or a hub id.
-        encoder: another place of the encoder's weights than the folder names; they must be the same weights.
+        encoder: another place of the encoder's weights than the folder names; they must be the
+            same weights.
         revision: commit or tag of a hub id.
 
     Raises:
@@ -124,8 +126,9 @@ def read_model(
     weights_hash = _hash(weights_file)
     if weights_hash != described["weights"]:
         raise ModelError(
-            f"{weights_file} is not the file that {folder / 'config.json'} was written for: its SHA-256 is "
-            f"{weights_hash[:12]}..., {str(described['weights'])[:12]}... was expected. Copy the whole folder again."
+            f"{weights_file} is not the file that {folder / 'config.json'} was written for: its "
+            f"SHA-256 is {weights_hash[:12]}..., {str(described['weights'])[:12]}... was "
+            "expected. Copy the whole folder again."
         )
     try:
         config = validated(
@@ -160,13 +163,15 @@ def _find(source: str | Path, revision: str | None) -> Path:
             return folder
     if path.exists():
         raise ModelError(
-            f"{path} is no model folder: it has neither config.json nor model/config.json. A model folder holds "
-            f"{', '.join(_FILES)}; a run has one in RUN/model after its first epoch."
+            f"{path} is no model folder: it has neither config.json nor model/config.json. A "
+            f"model folder holds {', '.join(_FILES)}; a run has one in RUN/model after its first "
+            "epoch."
         )
     name = str(source)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ModelError(
-            f"There is no model at {name}. Give a run, a model folder, or a hub id such as user/name."
+            f"There is no model at {name}. Give a run, a model folder, or a hub id such as "
+            "user/name."
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -180,8 +185,9 @@ def _find(source: str | Path, revision: str | None) -> Path:
     except (OSError, HfHubHTTPError, LocalEntryNotFoundError, ValueError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
-            f"There is no folder {name}, and it could not be fetched from the hub ({first}). Where the hub can be "
-            f"reached, run `hf download {name} --local-dir FOLDER`, copy FOLDER here and give its path."
+            f"There is no folder {name}, and it could not be fetched from the hub ({first}). "
+            f"Where the hub can be reached, run `hf download {name} --local-dir FOLDER`, copy "
+            "FOLDER here and give its path."
         ) from error
 
 
@@ -203,8 +209,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         )
     if described["format"] != FORMAT:
         raise ModelError(
-            f"{file} has format {described['format']}; this regard {regard.__version__} reads format {FORMAT}. "
-            "Install the version of regard that wrote it "
+            f"{file} has format {described['format']}; this regard {regard.__version__} reads "
+            f"format {FORMAT}. Install the version of regard that wrote it "
             f"({described.get('regard', 'unknown')}), or a newer one."
         )
     wanted = {"weights", "settings", "encoder", "trained_encoder", "feature_width"}
@@ -226,15 +232,15 @@ def _build_encoder(
         encoder = build_encoder(settings)
     except ModelError as error:
         raise ModelError(
-            f"The captioner in {folder} needs the encoder {settings.id}, which could not be had: {error} "
-            "Or say where its weights are with --encoder."
+            f"The captioner in {folder} needs the encoder {settings.id}, which could not be had: "
+            f"{error} Or say where its weights are with --encoder."
         ) from error
     expected = described["encoder"].get("weights_hash")
     if encoder.weights_hash != expected:
         raise ModelError(
-            f"The encoder {settings.id} has other weights (hash {encoder.weights_hash[:12]}...) than those that the "
-            f"captioner in {folder} was trained with (hash {str(expected)[:12]}...). Give the place of the right "
-            "ones with --encoder."
+            f"The encoder {settings.id} has other weights (hash {encoder.weights_hash[:12]}...) "
+            f"than those that the captioner in {folder} was trained with (hash "
+            f"{str(expected)[:12]}...). Give the place of the right ones with --encoder."
         )
     return encoder
 
@@ -257,7 +263,8 @@ def _fill(
     )  # fmt: skip
     if problems:
         raise ModelError(
-            f"{file} does not fit its config.json: {'; '.join(problems)}. Copy the whole folder again."
+            f"{file} does not fit its config.json: {'; '.join(problems)}. Copy the whole folder "
+            "again."
         )
     module.load_state_dict(own)
 
@@ -287,8 +294,8 @@ tags: [image-captioning, attention]
 
 # An image captioner that shows where it looks
 
-A frozen or jointly trained encoder, additive attention, and an LSTM that writes a caption word by word
-(Xu et al., "Show, attend and tell", 2015). Made with regard {described["regard"]}.
+A frozen or jointly trained encoder, additive attention, and an LSTM that writes a caption word by
+word (Xu et al., "Show, attend and tell", 2015). Made with regard {described["regard"]}.
 
     regard caption PHOTO --model THIS_FOLDER --gaze DIR
 
@@ -311,7 +318,8 @@ A frozen or jointly trained encoder, additive attention, and an LSTM that writes
 
 ## Use
 
-Weights trained on photos from Flickr are for research and education only. Captions are guesses: they name what
-the training photos taught, they are often wrong about numbers, colours and actions, and they carry the habits
-and biases of the people who wrote the training captions. Have a person read them before they are published.
+Weights trained on photos from Flickr are for research and education only. Captions are guesses:
+they name what the training photos taught, they are often wrong about numbers, colours and actions,
+and they carry the habits and biases of the people who wrote the training captions. Have a person
+read them before they are published.
 """

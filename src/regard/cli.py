@@ -1,7 +1,7 @@
 """The command line: parse, call one function, exit code.
 
-Exit codes: 0 all done, 1 some items failed, 2 bad usage, configuration or data. Heavy libraries are imported inside
-each command, so that help is quick.
+Exit codes: 0 all done, 1 some items failed, 2 bad usage, configuration or data. Heavy libraries
+are imported inside each command, so that help is quick.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from typer.core import TyperCommand
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="regard",
-    help="Image captioners that look while they speak: train them, use them, see where they looked.",
+    help="Image captioners that look while they speak: train them, use them, see their gaze.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -155,7 +154,7 @@ def features(
     images: Images = None,
     allow_missing: AllowMissing = False,
 ) -> None:
-    """Run the frozen encoder over the photos of a data set, once: what is there already is verified and kept."""
+    """Run the frozen encoder over the photos of a data set, once; what is there is kept."""
     from regard.build import build_encoder
     from regard.config import make_config
     from regard.data.features import build_features, cache_dir
@@ -177,9 +176,9 @@ def features(
 
 
 class _TrainCommand(TyperCommand):
-    """Help that goes on with every preset and setting; they are read only when help is asked for."""
+    """Help that goes on with every preset and setting, read only when help is asked for."""
 
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
         from regard.config import PRESETS, describe_fields
 
         with formatter.section("Presets"):
@@ -237,11 +236,13 @@ def train(
     progress = outcome.progress
     if not progress.finished:
         typer.echo(
-            f"Stopped after iteration {progress.step}; nothing is lost. Go on with the same command and --resume."
+            f"Stopped after iteration {progress.step}; nothing is lost. Go on with the same "
+            "command and --resume."
         )
         raise typer.Exit(130)
     typer.echo(
-        f"Best epoch {progress.best_epoch}, CIDEr {progress.best:.3f}. The model is in {outcome.model}"
+        f"Best epoch {progress.best_epoch}, CIDEr {progress.best:.3f}. The model is in "
+        f"{outcome.model}"
     )
 
 

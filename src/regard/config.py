@@ -1,7 +1,8 @@
 """The settings of a captioner and its training: small frozen records, one sentence a field.
 
-The sentences are the help text. Settings are put together in one order, later ones winning: a preset, a
-configuration file, then single settings (``--set a.b=c``). All problems are reported together, before any work.
+The sentences are the help text. Settings are put together in one order, later ones winning: a
+preset, a configuration file, then single settings (``--set a.b=c``). All problems are reported
+together, before any work.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class EncoderConfig(_Record):
 
     id: str = Field(
         "timm/resnet50.tv_in1k",
-        description="Hub id, local folder or weight file of the encoder; `small` is a few convolutions "
+        description="Hub id, local folder or weight file of the encoder; `small` is a few "
+        "convolutions "
         "trained together with the decoder.",
     )
     revision: str | None = Field(None, description="Commit or tag of a hub id.")
@@ -54,7 +56,8 @@ class TextConfig(_Record):
     )
     embeddings: str | None = Field(
         None,
-        description="File of word vectors (word2vec binary or text, GloVe, gzip of them) that the words start from.",
+        description="File of word vectors (word2vec binary or text, GloVe, gzip of them) that the "
+        "words start from.",
     )
 
 
@@ -149,21 +152,23 @@ class Config(_Record):
     """All settings of a run."""
 
     seed: int = Field(0, ge=0, description="Seed of every random choice.")
-    encoder: EncoderConfig = Field(default_factory=EncoderConfig)
-    text: TextConfig = Field(default_factory=TextConfig)
-    decoder: DecoderConfig = Field(default_factory=DecoderConfig)
-    train: TrainConfig = Field(default_factory=TrainConfig)
-    validation: ValidationConfig = Field(default_factory=ValidationConfig)
+    encoder: EncoderConfig = EncoderConfig()
+    text: TextConfig = TextConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    train: TrainConfig = TrainConfig()
+    validation: ValidationConfig = ValidationConfig()
 
 
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "report": (
-        "The report's protocol: every word, batches of 32 captions, Adam 0.001 halved every 10 epochs, "
+        "The report's protocol: every word, batches of 32 captions, Adam 0.001 halved every 10 "
+        "epochs, "
         "cross-entropy, clipping at 5.",
         {},
     ),
     "fast": (
-        "The best captions for the time on two cores: photos with all their captions, smoothing, decay, dropout, "
+        "The best captions for the time on two cores: photos with all their captions, smoothing, "
+        "decay, dropout, "
         "a gate on the context, a cosine schedule.",
         {
             "text": {"min_count": 5},
@@ -181,7 +186,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "scenes": (
-        "For drawn scenes, in a few minutes: the small encoder, trained together with a small decoder.",
+        "For drawn scenes, in a few minutes: the small encoder, trained with a small decoder.",
         {
             "encoder": {"id": "small", "image_size": 112},
             "decoder": {
@@ -220,7 +225,7 @@ def make_config(
         overrides: values by dotted name, applied after the file and before ``settings``.
 
     Raises:
-        ConfigError: naming every unknown key (with the nearest known one) and every value out of range.
+        ConfigError: naming every unknown key (with the nearest known one) and every bad value.
     """
     if preset not in PRESETS:
         raise ConfigError(
@@ -237,7 +242,8 @@ def make_config(
         name, equals, text = setting.partition("=")
         if not equals or not name.strip():
             raise ConfigError(
-                f"--set {setting!r} is not of the form name=value. Write for example --set train.epochs=2."
+                f"--set {setting!r} is not of the form name=value. "
+                "Write for example --set train.epochs=2."
             )
         try:
             value = yaml.safe_load(text)

@@ -87,7 +87,7 @@ class Caption:
     log_probabilities: tuple[float, ...]
     """Natural logarithm of each word's probability given the words before it."""
     maps: np.ndarray
-    """``(T, H, W)``, float32: the attention over the encoder's grid for each word; each sums to 1."""
+    """``(T, H, W)``, float32: each word's attention over the encoder's grid; sums to 1."""
     score: float
     """What candidates of a photo are ordered by."""
     cut: bool

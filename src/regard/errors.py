@@ -1,8 +1,8 @@
 """What a command turns into one clear line.
 
-Every error that a person can cause or repair is a :class:`RegardError`. Its message has three parts: what is
-wrong with the actual value, what would be right, and what to do next. The command line prints the message
-without a traceback and exits with code 2.
+Every error that a person can cause or repair is a :class:`RegardError`. Its message has three
+parts: what is wrong with the actual value, what would be right, and what to do next. The command
+line prints the message without a traceback and exits with code 2.
 """
 
 

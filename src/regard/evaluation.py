@@ -35,7 +35,7 @@ class Evaluation:
     """The captions, in the order of the photos."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON: settings, scores, and for each photo its caption, references, scores."""
+        """Plain values for JSON: settings, scores, and caption, references, scores by photo."""
         return {
             "settings": self.settings,
             "scores": {name: score.corpus for name, score in self.scores.items()},
@@ -131,8 +131,8 @@ def evaluate_captions(
     if missing:
         raise DataError(
             f"{source} has no caption for {len(missing)} of the {len(photos)} photos of {split}: "
-            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}. Captions are found by the photo's id "
-            "or file name."
+            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}. Captions are found "
+            "by the photo's id or file name."
         )
     return _scored(
         dataset, split, photos, [c for c in found if c is not None], {"captions": source}
@@ -140,7 +140,7 @@ def evaluate_captions(
 
 
 def read_captions(file: Path) -> dict[str, str]:
-    """Captions by photo from JSON lines (``path``, ``image`` or ``id``, and ``caption``) or a COCO result file.
+    """Captions by photo from JSON lines or a COCO result file; see :func:`evaluate_captions`.
 
     Raises:
         DataError: the file cannot be read, or a line has no caption.
@@ -157,7 +157,8 @@ def read_captions(file: Path) -> dict[str, str]:
         )
     except ValueError as error:
         raise DataError(
-            f"{file} is neither JSON lines nor a COCO result file: {error}. Write a line a photo such as "
+            f"{file} is neither JSON lines nor a COCO result file: {error}. Write a line a photo "
+            "such as "
             '{"path": "a.jpg", "caption": "a dog"}.'
         ) from error
     for number, row in enumerate(rows, 1):
@@ -178,8 +179,8 @@ def _with_references(dataset: Dataset, split: str) -> tuple[Photo, ...]:
     bare = [p.id for p in photos if not p.captions]
     if bare:
         raise DataError(
-            f"{len(bare)} photos of {split} have no caption to compare with, the first is {bare[0]}. "
-            "`regard data check` names them all."
+            f"{len(bare)} photos of {split} have no caption to compare with, the first is "
+            f"{bare[0]}. `regard data check` names them all."
         )
     return photos
 

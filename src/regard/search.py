@@ -23,7 +23,7 @@ class Hypothesis:
     ids: tuple[int, ...]
     """Its words, without ``<START>`` and ``<END>``."""
     log_probabilities: tuple[float, ...]
-    """Natural logarithm of each word's probability given the words before it, forbidden ids left out."""
+    """Natural logarithm of each word's probability, forbidden ids left out."""
     end_log_probability: float
     """That of ``<END>`` after them."""
     cut: bool
@@ -31,7 +31,7 @@ class Hypothesis:
     attention: Tensor
     """``(T, L)``, float32 on the CPU: where it looked for each word; each row sums to 1."""
     score: float
-    """What candidates are ordered by: the sum of all log-probabilities over ``length ** length_penalty``."""
+    """What orders candidates: the log-probabilities' sum over ``length ** length_penalty``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +47,14 @@ class Rules:
     max_length: int = 30
     """Most words of a caption; at least 1."""
     length_penalty: float = 0.0
-    """Exponent of the length in a finished caption's score; 0 favours short captions, 1 is the mean."""
+    """Exponent of the length in a caption's score; 0 favours short ones, 1 is the mean."""
 
 
 @torch.inference_mode()
 def beam_search(
     step: StepFunction, state: State, photos: int, *, rules: Rules, width: int
 ) -> list[list[Hypothesis]]:
-    """Keep the ``width`` best beginnings of each photo's caption until ``width`` of them have ended.
+    """Keep the ``width`` best beginnings of each caption until ``width`` have ended.
 
     A beginning that ends leaves the beam and its place with it, so a width of 1 is greedy search.
 
@@ -115,7 +115,8 @@ def sample(
 ) -> list[list[Hypothesis]]:
     """Draw captions word by word.
 
-    Each draw has its own numbers, which depend on ``seed`` and its place among the ``count`` draws of its photo
+    Each draw has its own numbers, which depend on ``seed`` and its place among the ``count`` draws
+    of its photo
     alone: a photo's captions do not change with its neighbours.
 
     Args:
@@ -131,8 +132,8 @@ def sample(
             (Holtzman et al., "The curious case of neural text degeneration", 2020).
 
     Returns:
-        For each photo its ``count`` captions, best first. Their log-probabilities are the model's own, before
-        temperature and cuts.
+        For each photo its ``count`` captions, best first. Their log-probabilities are the model's
+        own, before temperature and cuts.
     """
     generators = [torch.Generator().manual_seed(seed * 1_000_003 + i) for i in range(count)]
     state = state.select(torch.arange(photos).repeat_interleave(count).to(state.device))
@@ -177,13 +178,14 @@ class _Trace:
         self._ids: list[Tensor] = []
         self._words: list[Tensor] = []
         self._attention: list[Tensor] = []
-        # For each photo: score, number of words, row of the last one, log-probability of the end, cut.
+        # For each photo: score, number of words, row of the last one, log-probability of the end,
+        # cut.
         self._ended: list[list[tuple[float, int, int, float, bool]]] = [[] for _ in range(photos)]
 
     def add(
         self, parents: Tensor, ids: Tensor, words: Tensor, attention: Tensor, rows: Tensor
     ) -> None:
-        """One more word of each beginning, all ``(B, W)``; ``attention`` is ``(R, L)`` before ``rows``."""
+        """One more word of each beginning, all ``(B, W)``; ``attention`` is ``(R, L)``."""
         self._parents.append(parents)
         self._ids.append(ids)
         self._words.append(words)
@@ -196,7 +198,7 @@ class _Trace:
             self._end(b, float(totals[b, w]), t, row, float(self._words[t][b, w]), cut=False)
 
     def cut(self, t: int, totals: Tensor, ends: Tensor) -> None:
-        """Beginnings ``(B, W)`` still alive after ``t`` words are ended there, at the end's own cost."""
+        """Beginnings ``(B, W)`` alive after ``t`` words are ended there, at the end's own cost."""
         for b, w in totals.isfinite().nonzero().tolist():
             end = float(ends[b, w])
             self._end(b, float(totals[b, w]) + end, t, w, end, cut=True)
@@ -232,7 +234,7 @@ class _Trace:
 
 
 def _log_probabilities(logits: Tensor, rules: Rules, *, first: bool) -> Tensor:
-    """Log-probabilities ``(R, V)``, float32, of what may be said: no forbidden id, no end before a word."""
+    """Log-probabilities ``(R, V)``, float32, of what may be said; no end before a word."""
     banned = [*rules.forbidden, *([rules.end] if first else [])]
     logits = logits.float()
     if banned:

@@ -1,6 +1,7 @@
 """The demo: draw scenes, learn to caption them, caption new ones, show where each word looked.
 
-It needs no network and no weights: the encoder is a few convolutions, trained together with the decoder.
+It needs no network and no weights: the encoder is a few convolutions, trained together with the
+decoder.
 """
 
 from __future__ import annotations

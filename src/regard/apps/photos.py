@@ -24,7 +24,7 @@ def caption_photos(
     say: Callable[[str], None],
     warn: Callable[[str], None],
 ) -> int:
-    """Caption photos, one after the other; one that cannot be opened is reported under its own name.
+    """Caption photos one by one; one that cannot be opened is reported under its name.
 
     Args:
         captioner: a loaded one.

@@ -1,7 +1,8 @@
 """Captions and photos to padded batches, in an order that depends on the seed and the epoch alone.
 
-Because the order of every epoch can be made again from ``(seed, epoch)``, a run that was killed goes on at the
-very batch at which it stopped, and each of several processes finds its own part without talking to the others.
+Because the order of every epoch can be made again from ``(seed, epoch)``, a run that was killed
+goes on at the very batch at which it stopped, and each of several processes finds its own part
+without talking to the others.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Batch(NamedTuple):
     photos: Tensor
     """``(B, L, D)`` regions from the cache, or prepared photos ``(B, 3, H, W)``."""
     captions: Tensor
-    """``(B, K, T + 1)``, ids from ``<START>`` to ``<END>``, then padding; absent captions are all padding."""
+    """``(B, K, T + 1)``, ids from ``<START>`` to ``<END>``, then padding; none is all padding."""
     targets: int
     """Words to be said by this batch in all processes together; the loss is their mean."""
 
@@ -70,13 +71,13 @@ class PreparedPhotos:
 
 
 def inputs_and_targets(captions: Tensor) -> tuple[Tensor, Tensor]:
-    """What is read and what is to be said: ``(B, K, T + 1)`` to two of ``(B, K, T)``, one word apart."""
+    """What is read and what is to be said: two of ``(B, K, T)``, one word apart."""
     return captions[..., :-1], captions[..., 1:]
 
 
 @dataclass(frozen=True)
 class Captions:
-    """The encoded captions of a split: for each photo its captions as word ids without ``<START>``, ``<END>``."""
+    """The captions of a split, for each photo, as word ids without ``<START>`` and ``<END>``."""
 
     by_photo: tuple[tuple[tuple[int, ...], ...], ...]
     pad: int
@@ -108,7 +109,8 @@ class Plan:
         captions: the captions of the split.
         grouping: ``"caption"``: an item is one caption; ``"photo"``: a photo with its captions.
         batch_size: items in a batch, over all processes.
-        captions_per_photo: most captions of a photo in one item; which ones are drawn anew each epoch.
+        captions_per_photo: most captions of a photo in one item; which ones are drawn anew each
+            epoch.
         bucket: whether the items of a batch have captions of similar length.
         seed: of the order.
         rank: which process this is.
@@ -129,7 +131,7 @@ class Plan:
         return -(-self._items() // self.batch_size)
 
     def batches(self, source: PhotoSource, *, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """This process's part of each batch of an epoch, from iteration ``first`` of it on."""
+        """The part of each batch of an epoch that this process takes, from iteration ``first``."""
         for items in self.order(epoch)[first:]:
             mine = items[self.rank :: self.world]
             targets = sum(len(self.captions.by_photo[p][k]) + 1 for p, ks in items for k in ks)
@@ -147,7 +149,8 @@ class Plan:
         order = rng.permutation(len(items))
         size = self.batch_size
         if self.bucket:
-            # Sorting within pools of fifty batches, by a length with noise, keeps the order random enough.
+            # Sorting within pools of fifty batches, by a length with noise, keeps the order random
+            # enough.
             lengths = np.array(
                 [max(len(self.captions.by_photo[p][k]) for k in ks) for p, ks in items]
             )

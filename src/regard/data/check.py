@@ -140,7 +140,7 @@ def render(report: Report) -> Group:
     lengths = report.lengths
     also = f" (also there: {', '.join(report.also)}; --format takes one)" if report.also else ""
     kinds = _counts(report.problems)
-    facts = [
+    facts: list[str | Table] = [
         f"{report.data}: layout {report.layout}{also}; splits: {report.split_source}",
         counts,
         f"captions a photo   {fewest}" + (f" to {most}" if most > fewest else ""),

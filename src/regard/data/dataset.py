@@ -35,7 +35,8 @@ class Photo:
         id: its path in the data set; unique.
         path: its file.
         captions: as written, one or more.
-        split: ``train``, ``val``, ``test``, or empty for a photo that the source's splits leave out.
+        split: ``train``, ``val``, ``test``, or empty for a photo that the source's splits leave
+            out.
         boxes: named objects, in drawn scenes.
     """
 
@@ -117,7 +118,8 @@ def read_dataset(
     if not any(g.captions for g in gathered.values()):
         first = "".join(f"\n  {p.where}: {p.detail}" for p in problems[:SHOWN])
         raise DataError(
-            f"{path}, read as {found.name}, holds no caption. Expected {found.what}; --format takes another layout.{first}"
+            f"{path}, read as {found.name}, holds no caption. Expected {found.what}; --format "
+            f"takes another layout.{first}"
         )
     folders = _folders(images, root, files, found.folders)
     paths = {name: _locate(name, folders) for name in gathered}
@@ -205,7 +207,7 @@ def _folders(
 
 
 def _locate(name: str, folders: list[Path]) -> Path | None:
-    """The file of a photo. The folder that has it moves to the front: the next photo is there too."""
+    """The file of a photo. Its folder moves to the front: the next photo is there too."""
     names = (name, Path(name).name) if "/" in name else (name,)
     for wanted in names:
         for i, folder in enumerate(folders):

@@ -1,7 +1,7 @@
 """The layouts in which people have photos with captions: which files each has, and how they read.
 
-A layout turns its files into :class:`Row` and :class:`Problem`, one by one; what is the same for all of them
-(grouping by photo, finding the photos, splits) is in :mod:`regard.data.dataset`.
+A layout turns its files into :class:`Row` and :class:`Problem`, one by one; what is the same for
+all of them (grouping by photo, finding the photos, splits) is in :mod:`regard.data.dataset`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from regard.errors import DataError
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-"""Endings by which photos are told from other files; what a file holds is decided when it is opened."""
+"""Endings by which photos are told from other files; opening decides what a file holds."""
 
 SPLITS = {
     "train": "train", "training": "train", "restval": "train",
@@ -144,12 +144,12 @@ def layouts_in(folder: Path) -> list[str]:
     return names
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Reading
 
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
-    """The lines of a text file that are not empty, each with its place; damaged letters are replaced."""
+    """The lines of a text file with something in them, and their places; bad bytes replaced."""
     with file.open(encoding="utf-8-sig", errors="replace", newline="\n") as stream:
         for number, line in enumerate(stream, 1):
             line = line.rstrip("\r\n")
@@ -211,7 +211,7 @@ def _in(*patterns: str) -> Callable[[Path], Sequence[Path]]:
     return find
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Flickr8k and Flickr30k: a line a caption, "photo.jpg#0<tab>caption"
 
 
@@ -334,7 +334,7 @@ def _is_hub30k(file: Path) -> bool:
     return {"raw", "filename", "split"} <= set(_header(file, ",")) and file.suffix == ".csv"
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Karpathy's dataset_*.json and COCO's captions_*.json
 
 
@@ -423,7 +423,7 @@ def _coco_files(folder: Path) -> Sequence[Path]:
     return [f for f in files if _is_coco(f)]
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Tables and folders
 
 
@@ -486,7 +486,7 @@ def _records(file: Path) -> Iterator[tuple[str, dict[str, Any] | Problem]]:
     columns = [cell.strip().lower() for cell in next(rows, ("", []))[1]]
     for where, cells in rows:
         if len(cells) != len(columns):
-            detail = f"has {len(cells)} columns instead of {len(columns)}; quote captions with a separator"
+            detail = f"has {len(cells)} columns instead of {len(columns)}; quote the captions"
             yield where, Problem("bad row", where, detail)
         else:
             yield where, dict(zip(columns, cells, strict=True))
@@ -521,7 +521,8 @@ def _table_files(folder: Path) -> Sequence[Path]:
     names = [f.stem.lower() for f in tables]
     if len(tables) > 1 and not all(name in SPLITS for name in names):
         raise DataError(
-            f"{folder} holds several tables with captions: {', '.join(f.name for f in tables)}. Give one of them."
+            f"{folder} holds several tables with captions: {', '.join(f.name for f in tables)}. "
+            "Give one of them."
         )
     return tables
 
@@ -606,9 +607,9 @@ LAYOUTS = (
            _is_hub30k, _read_hub30k),
     Layout("coco", "captions_*.json, here or in annotations/",
            _coco_files, _is_coco, _read_coco),
-    Layout("imagefolder", "metadata.jsonl or metadata.csv beside the photos, here or in a folder a split",
+    Layout("imagefolder", "metadata.jsonl or metadata.csv beside the photos, or one a split",
            _imagefolder_files, _is_imagefolder, _read_imagefolder),
-    Layout("table", "a .csv, .tsv or .jsonl with the columns image and caption (and split, if it has one)",
+    Layout("table", "a .csv, .tsv or .jsonl with the columns image and caption (and maybe split)",
            _table_files, _is_table, _read_table),
     Layout("sidecar", "photos, each with a .txt of the same name beside it",
            _sidecar_files, lambda file: False, _read_sidecars),
@@ -616,7 +617,8 @@ LAYOUTS = (
 """Every layout, in the order of detection: those with splits of their own come first."""
 
 PHOTO_FOLDERS = (
-    "Images", "images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images", "flickr30k_images",
+    "Images", "images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images",
+    "flickr30k_images",
     "photos", "train2014", "val2014", "test2014", "train2017", "val2017", "test2017",
 )  # fmt: skip
 """Names of folders in which data sets keep their photos."""

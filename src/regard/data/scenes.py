@@ -1,8 +1,9 @@
 """Drawn scenes: small pictures of named objects whose truth is known.
 
-A scene holds one to three objects of different shapes and colours on a textured ground, two of them in a
-relation; five people describe it, each in their own way. The boxes of the objects are kept, so that where a
-captioner looks while it says "star" can be checked against where the star is.
+A scene holds one to three objects of different shapes and colours on a textured ground, two of
+them in a relation; five people describe it, each in their own way. The boxes of the objects are
+kept, so that where a captioner looks while it says "star" can be checked against where the star
+is.
 
 A drawn set is a folder:
 
@@ -20,6 +21,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +64,7 @@ GROUNDS = {
 
 RELATIONS = ("left of", "above", "inside", "next to")
 
-Pixels = NDArray[np.float32]
+Pixels = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ def _write(file: Path, text: str) -> None:
     beside.replace(file)
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 # What is there
 
 
@@ -181,7 +183,7 @@ def compose(random: np.random.Generator) -> Scene:
             if shapes[1] not in ("circle", "square", "diamond"):
                 continue
             sizes[:2] = ("small", "large")
-        placed = _place(relation, sizes, random)
+        placed = _place(relation, [str(size) for size in sizes], random)
         if placed is not None:
             break
     things = tuple(
@@ -233,7 +235,7 @@ def _place(
     return [(*centre, r) for centre, r in zip(centres, radii, strict=True)]
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 # What five people say
 
 
@@ -273,7 +275,10 @@ def _sentence(scene: Scene, random: np.random.Generator) -> str:
             (second, one("below", "under"), first),
         ],
         "inside": [(first, "inside", second), (first, "in the middle of", second)],
-        "next to": [(first, one("next to", "beside"), second), (second, one("next to", "beside"), first)],
+        "next to": [
+            (first, one("next to", "beside"), second),
+            (second, one("next to", "beside"), first),
+        ],
     }[scene.relation][int(random.integers(2))]  # fmt: skip
     also = ""
     if len(others) > 1 and random.random() < 0.7:
@@ -309,7 +314,7 @@ def _whereabouts(thing: Thing) -> str:
     return "at the top" if y < 0 else "at the bottom"
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 # How it looks
 
 

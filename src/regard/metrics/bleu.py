@@ -1,8 +1,8 @@
 """BLEU-1 to BLEU-4.
 
-Source: Papineni et al., "BLEU: a method for automatic evaluation of machine translation" (2002), with the
-reference length closest to the caption's, and with the constants of the COCO caption evaluation, which keep a
-product of precisions from being zero when one of them is.
+Source: Papineni et al., "BLEU: a method for automatic evaluation of machine translation" (2002),
+with the reference length closest to the caption's, and with the constants of the COCO caption
+evaluation, which keep a product of precisions from being zero when one of them is.
 """
 
 from __future__ import annotations

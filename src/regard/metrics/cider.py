@@ -1,11 +1,12 @@
 """CIDEr, as the COCO caption evaluation computes it.
 
-Source: Vedantam, Zitnick and Parikh, "CIDEr: consensus-based image description evaluation" (2015). What that
-evaluation, and with it the literature, calls CIDEr is the paper's CIDEr-D (section 5): counts clipped to the
-reference's, and a Gaussian penalty on the difference of lengths, sigma = 6, times 10.
+Source: Vedantam, Zitnick and Parikh, "CIDEr: consensus-based image description evaluation" (2015).
+What that evaluation, and with it the literature, calls CIDEr is the paper's CIDEr-D (section 5):
+counts clipped to the reference's, and a Gaussian penalty on the difference of lengths, sigma = 6,
+times 10.
 
-One caption of one photo alone scores 0: with a single photo every run of words is in all photos, and its weight
-``log(photos / photos with it)`` is 0.
+One caption of one photo alone scores 0: with a single photo every run of words is in all photos,
+and its weight ``log(photos / photos with it)`` is 0.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def cider(
     Args:
         hypotheses: n captions.
         references: for each photo at least one.
-        frequencies: those of these references unless others are given, such as the training split's.
+        frequencies: those of these references unless others are given, such as the training
+            split's.
 
     Raises:
         DataError: the captions and references do not fit together.

@@ -1,7 +1,8 @@
 """ROUGE-L: the longest common subsequence of a caption and its references.
 
-Source: Lin, "ROUGE: a package for automatic evaluation of summaries" (2004), section 3, as the COCO caption
-evaluation has it: the best precision and the best recall over the references, with beta = 1.2.
+Source: Lin, "ROUGE: a package for automatic evaluation of summaries" (2004), section 3, as the
+COCO caption evaluation has it: the best precision and the best recall over the references, with
+beta = 1.2.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ def _of_photo(hypothesis: Tokens, group: Sequence[Tokens]) -> float:
 def _common(a: list[str], b: list[str]) -> int:
     """Length of the longest common subsequence, by sets of bits.
 
-    Source: Hyyro, "Bit-parallel LCS-length computation revisited" (2004), figure 3: a bit for each word of ``a``;
-    zeros count the matches.
+    Source: Hyyro, "Bit-parallel LCS-length computation revisited" (2004), figure 3: a bit for each
+    word of ``a``; zeros count the matches.
     """
     places: dict[str, int] = {}
     for i, word in enumerate(a):

@@ -30,18 +30,19 @@ def check_photos(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tok
     """Refuse what cannot be scored.
 
     Raises:
-        DataError: no photo, different numbers of hypotheses and of references, or a photo without reference.
+        DataError: no photo, different numbers of hypotheses and of references, or a photo without
+        reference.
     """
     if len(hypotheses) != len(references):
         raise DataError(
-            f"There are {len(hypotheses)} captions to score and references for {len(references)} photos: "
-            "give one caption for each photo, in the same order."
+            f"There are {len(hypotheses)} captions to score and references for {len(references)} "
+            "photos: give one caption for each photo, in the same order."
         )
     if not hypotheses:
         raise DataError("There is no caption to score. Choose a split with photos in it.")
     bare = [i for i, group in enumerate(references) if not group]
     if bare:
         raise DataError(
-            f"{len(bare)} of {len(references)} photos have no reference to compare with, the first is number "
-            f"{bare[0]}. Leave them out, or give them captions."
+            f"{len(bare)} of {len(references)} photos have no reference to compare with, the "
+            f"first is number {bare[0]}. Leave them out, or give them captions."
         )

@@ -1,16 +1,17 @@
 """Additive attention over the regions of a photo.
 
-Source: Bahdanau, Cho and Bengio, "Neural machine translation by jointly learning to align and translate"
-(2015), section A.1.2, as used for captions by Xu et al., "Show, attend and tell" (2015), section 3.1.2::
+Source: Bahdanau, Cho and Bengio, "Neural machine translation by jointly learning to align and
+translate" (2015), section A.1.2, as used for captions by Xu et al., "Show, attend and tell"
+(2015), section 3.1.2::
 
     e_i   = v . tanh(W_a a_i + W_h h + b)        a raw score for each region
     alpha = softmax(e)                            weights, sum to 1
     z     = sum_i alpha_i a_i                     the context
 
-Written as a table, the score is a linear layer on the concatenation ``[a_i ; h]``. Splitting that layer in two
-is exact and lets ``W_a a_i + b`` be computed once for each photo: it depends neither on the word nor on which
-of the photo's captions is being read. The bias that a linear layer to one score would have is left out: it
-adds the same number to every region, and the softmax removes it.
+Written as a table, the score is a linear layer on the concatenation ``[a_i ; h]``. Splitting that
+layer in two is exact and lets ``W_a a_i + b`` be computed once for each photo: it depends neither
+on the word nor on which of the photo's captions is being read. The bias that a linear layer to one
+score would have is left out: it adds the same number to every region, and the softmax removes it.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ class AdditiveAttention(nn.Module):
             regions: ``(B, L, D)``.
 
         Returns:
-            The context ``(B, K, D)`` and the weights ``(B, K, L)``, which are at least 0 and sum to 1.
+            The context ``(B, K, D)`` and the weights ``(B, K, L)``, which are at least 0 and sum
+            to 1.
         """
         query = self.of_hidden(hidden).unsqueeze(2)  # (B, K, 1, A)
         energy = torch.tanh(keys.unsqueeze(1) + query)  # (B, K, L, A)

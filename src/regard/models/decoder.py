@@ -1,19 +1,19 @@
 """What every decoder is: a machine that passes its state as a value.
 
-Nothing about a request is stored on a module, so threads and actors can share one model, and search can
-reorder, repeat and drop hypotheses by asking the state for other rows.
+Nothing about a request is stored on a module, so threads and actors can share one model, and
+search can reorder, repeat and drop hypotheses by asking the state for other rows.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 
 
 class State(Protocol):
-    """What a decoder knows between two words: one row for each hypothesis, the rows of a photo together."""
+    """What a decoder knows between two words: a row a hypothesis, a photo's rows together."""
 
     @property
     def device(self) -> torch.device:
@@ -21,7 +21,7 @@ class State(Protocol):
         ...
 
     def select(self, indices: Tensor) -> Self:
-        """The state of other rows: ``indices`` is ``(R,)``, into the present rows; repeats are allowed."""
+        """The state of other rows: ``indices`` ``(R,)`` of the present ones, repeats too."""
         ...
 
 
@@ -29,7 +29,7 @@ class Read(NamedTuple):
     """What a decoder makes of known captions."""
 
     hidden: Tensor
-    """``(B, K, T, N)``, what it holds after each word; :meth:`Decoder.logits` turns it into scores."""
+    """``(B, K, T, N)``, what it holds after each word, for :meth:`Decoder.logits`."""
     attention: Tensor
     """``(B, K, T, L)``, where it looked to say the word that follows; each row sums to 1."""
 
@@ -46,7 +46,7 @@ class Step(NamedTuple):
 
 
 class Decoder(Protocol):
-    """Writes captions for regions. All words at once (training), or one at a time (search): the same numbers."""
+    """Writes captions for regions; all words at once or one at a time give the same numbers."""
 
     def read(self, regions: Tensor, captions: Tensor) -> Read:
         """Read the captions ``(B, K, T)``, word ids, of photos with regions ``(B, L, D)``."""
@@ -60,6 +60,6 @@ class Decoder(Protocol):
         """The state before the first word, one row for each photo of ``(B, L, D)``."""
         ...
 
-    def step(self, tokens: Tensor, state: State) -> Step:
-        """Say one word ``(R,)`` in each row."""
+    def step(self, tokens: Tensor, state: Any) -> Step:
+        """Say one word ``(R,)`` in each row of a state of its own."""
         ...

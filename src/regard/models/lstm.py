@@ -1,9 +1,9 @@
 """The report's decoder: an LSTM whose every gate sees the word, its own past, and where it looks.
 
-Source: Xu et al., "Show, attend and tell" (2015), section 3.1, soft attention. One concatenated input
-``[x_t, h_(t-1), z_t]`` feeds the four gates. Their joint weight is kept as three blocks, which is exact: the
-words' block is one product for all words before the loop, and the scores of the vocabulary are one product
-after it.
+Source: Xu et al., "Show, attend and tell" (2015), section 3.1, soft attention. One concatenated
+input ``[x_t, h_(t-1), z_t]`` feeds the four gates. Their joint weight is kept as three blocks,
+which is exact: the words' block is one product for all words before the loop, and the scores of
+the vocabulary are one product after it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class LstmState:
     photo: Tensor
     """``(R,)``, which photo each row describes."""
     even: bool
-    """Whether every photo has the same number of rows, in the photos' order: then no region is copied."""
+    """Whether all photos have as many rows, in their order: then no region is copied."""
     keys: Tensor
     """``(B, L, A)``"""
     regions: Tensor
@@ -59,12 +59,12 @@ class LstmDecoder(nn.Module):
         embedding_width: E.
         hidden_width: N.
         attention_width: A.
-        start_state: ``"mean"``: the state before the first word is a layer on the mean region (Xu et al.,
-            section 3.1.2); ``"zeros"``: it is zero.
-        gate: whether a gate ``beta_t``, a sigmoid layer on ``h_(t-1)``, scales each channel of the context
-            (Xu et al., section 4.2.1, with one value a channel).
-        dropout: share of values dropped in training, of the words' vectors and of the hidden values before the
-            scores.
+        start_state: ``"mean"``: the state before the first word is a layer on the mean region (Xu
+            et al., section 3.1.2); ``"zeros"``: it is zero.
+        gate: whether a gate ``beta_t``, a sigmoid layer on ``h_(t-1)``, scales each channel of the
+            context (Xu et al., section 4.2.1, with one value a channel).
+        dropout: share of values dropped in training, of the words' vectors and of the hidden
+            values before the scores.
     """
 
     def __init__(
@@ -101,8 +101,8 @@ class LstmDecoder(nn.Module):
 
         Args:
             regions: ``(B, L, D)``, float.
-            captions: ``(B, K, T)``, word ids, beginning with ``<START>``. What follows a word never changes
-                what was made of it, so padding may stand at the end.
+            captions: ``(B, K, T)``, word ids, beginning with ``<START>``. What follows a word
+                never changes what was made of it, so padding may stand at the end.
 
         Returns:
             The hidden values ``(B, K, T, N)`` and the attention ``(B, K, T, L)``.
@@ -135,7 +135,7 @@ class LstmDecoder(nn.Module):
         return scores
 
     def forward(self, regions: Tensor, captions: Tensor) -> Tensor:
-        """Scores of every next word of known captions: ``(B, L, D)`` and ``(B, K, T)`` to ``(B, K, T, V)``."""
+        """Scores of each next word: ``(B, L, D)`` and ``(B, K, T)`` to ``(B, K, T, V)``."""
         return self.logits(self.read(regions, captions).hidden)
 
     def start(self, regions: Tensor) -> LstmState:
@@ -178,10 +178,10 @@ class LstmDecoder(nn.Module):
         return torch.tanh(self.start_h(mean)), self.start_c(mean)
 
     def _initialise(self) -> None:
-        """Small random words; forget gates open, so that memory survives the first steps of training.
+        """Small random words; forget gates open, so that memory survives the first steps.
 
-        The forget bias of 1 is from Jozefowicz, Zaremba and Sutskever, "An empirical exploration of recurrent
-        network architectures" (2015), section 3.2.
+        The forget bias of 1 is from Jozefowicz, Zaremba and Sutskever, "An empirical exploration
+        of recurrent network architectures" (2015), section 3.2.
         """
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         nn.init.uniform_(self.output.weight, -0.1, 0.1)

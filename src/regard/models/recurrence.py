@@ -12,25 +12,27 @@ One step, for the K captions of each of B photos (letters as in :mod:`regard.mod
     c_t     = f * c_(t-1) + i * n
     h_t     = o * tanh(c_t)
 
-Autograd would keep every intermediate of every step, above all the ``(B, K, L, A)`` block inside the tanh, and
-would add T small products into each weight gradient. Here the loop keeps only what is narrow, and three facts
-make the way back short. Write ``d_u`` for the gradient of the loss by ``u``.
+Autograd would keep every intermediate of every step, above all the ``(B, K, L, A)`` block inside
+the tanh, and would add T small products into each weight gradient. Here the loop keeps only what
+is narrow, and three facts make the way back short. Write ``d_u`` for the gradient of the loss by
+``u``.
 
-1. Everything the weights saw is kept as one block over all T steps, so each weight gradient is one product
-   after the loop: ``d_W_h = sum_t d_g_t h_(t-1)^T`` and likewise for ``W_z``, ``W_q`` and ``W_b``.
-2. ``q`` of all steps is one product of the kept states, so the tanh is computed again instead of kept.
-   With ``r_i = tanh(k_i + q)``, the softmax gives ``d_e_i = alpha_i (d_alpha_i - sum_j alpha_j d_alpha_j)``,
-   and then::
+1. Everything the weights saw is kept as one block over all T steps, so each weight gradient is one
+   product after the loop: ``d_W_h = sum_t d_g_t h_(t-1)^T`` and likewise for ``W_z``, ``W_q`` and
+   ``W_b``.
+2. ``q`` of all steps is one product of the kept states, so the tanh is computed again instead of
+   kept. With ``r_i = tanh(k_i + q)``, the softmax gives ``d_e_i = alpha_i (d_alpha_i - sum_j
+   alpha_j d_alpha_j)``, and then::
 
-       d_k_i = v * d_e_i * (1 - r_i^2)          summed over the steps and over the K captions of the photo
+       d_k_i = v * d_e_i * (1 - r_i^2)          summed over steps and the K captions of the photo
        d_q   = sum_i v * d_e_i * (1 - r_i^2)
        d_v   = sum_i d_e_i r_i
 
-3. ``sum_i d_e_i = 0``, because the weights of a softmax always sum to 1. So ``d_q = -v * sum_i d_e_i r_i^2``:
-   a small batched product.
+3. ``sum_i d_e_i = 0``, because the weights of a softmax always sum to 1. So ``d_q = -v * sum_i
+   d_e_i r_i^2``: a small batched product.
 
-The states c, the softmax and all sums are float32 or wider; the products and the ``(B, K, L, A)`` block use the
-precision of the keys (bfloat16 where the processor is fast at it).
+The states c, the softmax and all sums are float32 or wider; the products and the ``(B, K, L, A)``
+block use the precision of the keys (bfloat16 where the processor is fast at it).
 """
 
 from __future__ import annotations
@@ -65,15 +67,15 @@ def recur(
 
     Args:
         words: ``(T, B, K, 4N)``, the words' part of the gates with their bias.
-        keys: ``(B, L, A)``, the regions' part of the attention scores. Its dtype is that of the products.
+        keys: ``(B, L, A)``, the regions' part of the scores. Its dtype is that of the products.
         regions: ``(B, L, D)``, same dtype as ``keys``.
         h: ``(B, K, N)``, the hidden state before the first word.
         c: ``(B, K, N)``, the cell state before the first word.
         weights: the weights of the loop.
 
     Returns:
-        The hidden states after each word ``(T, B, K, N)`` and the attention weights ``(T, B, K, L)``, both at
-        least float32.
+        The hidden states after each word ``(T, B, K, N)`` and the attention weights
+        ``(T, B, K, L)``, both at least float32.
     """
     hidden, attention = _Recurrence.apply(words, keys, regions, h, c, *weights)  # type: ignore[no-untyped-call]
     return hidden, attention

@@ -1,9 +1,10 @@
 """From a caption to its words, and back.
 
-The published numbers of image captioning are counted on the words that Stanford's PTBTokenizer 3.4.1 finds
-after its punctuation has been taken out. :func:`tokenise` finds the same words without Java. The rules were
-written from the observed behaviour of that program: it takes the longest thing that it knows at each place,
-so the alternatives below stand with the one that would be longer first.
+The published numbers of image captioning are counted on the words that Stanford's PTBTokenizer
+3.4.1 finds after its punctuation has been taken out. :func:`tokenise` finds the same words without
+Java. The rules were written from the observed behaviour of that program: it takes the longest
+thing that it knows at each place, so the alternatives below stand with the one that would be
+longer first.
 """
 
 from __future__ import annotations
@@ -12,29 +13,24 @@ import re
 from collections.abc import Sequence
 
 PUNCTUATION = frozenset(
-    (
-        "''",
-        "'",
-        "``",
-        "`",
-        ".",
-        "?",
-        "!",
-        ",",
-        ":",
-        "-",
-        "--",
-        "...",
-        ";",
-    )  # as pycocoevalcap has it
-    + ('"', "“", "”", "«", "»", "‘", "’", "‛", "‚", "„")  # what the Java program writes as those
-    + ("–", "—", "…")
+    # as pycocoevalcap has it
+    "'' ' `` ` . ? ! , : - -- ... ;".split()
+    # what the Java program writes as one of those
+    + '" “ ” « » ‘ ’ ‛ ‚ „ – — …'.split()
 )
 """What is not counted as a word. Brackets are: they come out as ``-lrb-`` and the like."""
 
-_ABBREVIATIONS = ["adj", "adm", "adv", "al", "ala", "alex", "apr", "ariz", "assn", "assoc", "asst", "atty", "attys", "aug", "ave", "bhd", "bldg", "blvd", "brig", "bros", "calif", "capt", "cf", "cie", "cmdr", "co", "col", "colo", "comdr", "conn", "corp", "corps", "cos", "cpl", "ct", "dak", "dec", "dept", "det", "dr", "drs", "elec", "ens", "esq", "est", "etc", "ext", "feb", "fla", "fri", "ft", "ga", "gen", "gov", "govs", "hon", "inc", "ind", "insp", "intl", "invt", "jan", "jos", "jr", "jul", "jun", "kan", "kans", "ky", "lt", "ltd", "maj", "mar", "md", "messrs", "mfg", "mich", "minn", "mlle", "mme", "mo", "mon", "mont", "mr", "mrs", "ms", "msgr", "mt", "mtg", "natl", "neb", "nebr", "nev", "nov", "oct", "okla", "penn", "pfc", "ph", "plc", "ppte", "ppty", "pres", "prof", "profs", "pte", "ptes", "pty", "ptys", "pvt", "rd", "rep", "reps", "rev", "rt", "sen", "sens", "sep", "sept", "seq", "sfc", "sgt", "spc", "sq", "sr", "st", "ste", "supt", "sys", "tel", "tenn", "thu", "thurs", "treas", "tue", "tues", "univ", "va", "vs", "vt", "wed", "wis", "wisc", "wm", "wyo"]
-_CAPITAL_ABBREVIATIONS = ["ark", "az", "del", "ill", "la", "mass", "miss", "ore", "pa", "tex", "wash"]
-_ABBREVIATIONS_BEFORE_NUMBERS = ["art", "ca", "fig", "figs", "no", "nos", "op", "pp", "prop"]
+_ABBREVIATIONS = """
+    adj adm adv al ala alex apr ariz assn assoc asst atty attys aug ave bhd bldg blvd brig bros
+    calif capt cf cie cmdr co col colo comdr conn corp corps cos cpl ct dak dec dept det dr drs
+    elec ens esq est etc ext feb fla fri ft ga gen gov govs hon inc ind insp intl invt jan jos jr
+    jul jun kan kans ky lt ltd maj mar md messrs mfg mich minn mlle mme mo mon mont mr mrs ms msgr
+    mt mtg natl neb nebr nev nov oct okla penn pfc ph plc ppte ppty pres prof profs pte ptes pty
+    ptys pvt rd rep reps rev rt sen sens sep sept seq sfc sgt spc sq sr st ste supt sys tel tenn
+    thu thurs treas tue tues univ va vs vt wed wis wisc wm wyo
+""".split()
+_CAPITAL_ABBREVIATIONS = "ark az del ill la mass miss ore pa tex wash".split()
+_ABBREVIATIONS_BEFORE_NUMBERS = "art ca fig figs no nos op pp prop".split()
 
 
 def _any_of(words: Sequence[str]) -> str:
@@ -43,7 +39,7 @@ def _any_of(words: Sequence[str]) -> str:
 
 _TOKEN = re.compile(
     rf"""
-    # What is plain: a word of small letters before a space. Not needed, but most words are such words.
+    # A word of small letters before a space. Not needed, but most words are such words.
       (?P<plain> [a-z]+ ) (?= [ ] ) (?<!cannot)(?<!gonna|gotta|lemme|gimme|wanna)
     | (?P<tag> <[/]?[A-Za-z!?][^<>\r\n]*> )
     | (?P<address>
@@ -72,13 +68,16 @@ _TOKEN = re.compile(
     | (?P<apostrophe>
           ['’](?:[Nn]['’]|[Ee][Mm]|[2-9]0s|[Cc]ause|[Tt]ill?)(?![^\W_])
         | (?:[Oo]l|[Dd]unkin|[Ss]omethin)['’](?!\w)
-        | (?:[Cc]['’](?:mon|est)|[Ee]['’]er|[Ll]i['’]l|[Ee]v['’]ry|[Nn]at['’]l|[Nn]or['’]easter|[Ss]['’]mores
+        | (?:[Cc]['’](?:mon|est)|[Ee]['’]er|[Ll]i['’]l|[Ee]v['’]ry|[Nn]at['’]l
+            |[Nn]or['’]easter|[Ss]['’]mores
             |[Cc]ap['’]n)(?![^\W_])
         | [DdOoLlNn]['’](?!(?:ll|re|ve)(?![^\W_]))[^\W_]{{2,}}(?:-[^\W_]+)*
         | [^\W\d_]+[aeiouyAEIOUY]['’](?!(?:em)(?![^\W_]))[aeiouA-Z][^\W\d_]*
       )
     # Two words written as one.
-    | (?P<joined> (?i: can(?=not\b) | gon(?=na\b) | got(?=ta\b) | lem(?=me\b) | gim(?=me\b) | wan(?=na\b) ) )
+    | (?P<joined>
+          (?i: can(?=not\b) | (?:gon|wan)(?=na\b) | got(?=ta\b) | (?:lem|gim)(?=me\b) )
+      )
     # A contraction is cut before its end: do n't.
     | (?P<cut> [^\W\d_]+ ) (?= [Nn]['’][Tt] )
     | (?P<ending> ['’](?:[SsMmDd]|[Rr][Ee]|[Vv][Ee]|[Ll][Ll]|[Nn])(?![^\W\d_]) | [Nn]['’][Tt] )

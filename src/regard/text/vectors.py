@@ -1,7 +1,7 @@
 """Word vectors from the files that people have: word2vec binary and text, GloVe text, gzip of them.
 
-The Google News file is 3.6 GB and holds three million words, a captioner knows a few thousand: the file is
-streamed once, and only the vectors of the words that are asked for are kept.
+The Google News file is 3.6 GB and holds three million words, a captioner knows a few thousand: the
+file is streamed once, and only the vectors of the words that are asked for are kept.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class WordVectors:
     Attributes:
         width: E, numbers of a vector.
         vectors: by word; each ``(E,)``, float32.
-        other_case: the words whose vector was written under another case (``paris`` found as ``Paris``).
+        other_case: the words whose vector was written under another case (``paris`` found as
+            ``Paris``).
     """
 
     width: int
@@ -50,11 +51,13 @@ class WordVectors:
 def read_vectors(path: Path, words: Collection[str]) -> WordVectors:
     """Read the vectors of some words from a file.
 
-    A word takes the vector under its own spelling; where there is none, that of the first entry which differs
-    from it in case alone (captions are in small letters, the Google News file has ``Frisbee``).
+    A word takes the vector under its own spelling; where there is none, that of the first entry
+    which differs from it in case alone (captions are in small letters, the Google News file has
+    ``Frisbee``).
 
     Args:
-        path: word2vec binary or text, GloVe text, or any of them compressed by gzip; told apart by content.
+        path: word2vec binary or text, GloVe text, or any of them compressed by gzip; told apart by
+            content.
         words: the words to keep.
 
     Raises:
@@ -75,7 +78,8 @@ def read_vectors(path: Path, words: Collection[str]) -> WordVectors:
                     cased.setdefault(small, vector)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
-            f"The word vectors {path} cannot be read: {error}. Give --embeddings a word2vec or GloVe file."
+            f"The word vectors {path} cannot be read: {error}. Give --embeddings a word2vec or "
+            "GloVe file."
         ) from error
     others = {word: vector for word, vector in cased.items() if word not in exact}
     return WordVectors(width, exact | others, frozenset(others))
@@ -85,12 +89,12 @@ def _opened(path: Path) -> BinaryIO:
     with path.open("rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
     if compressed:
-        return io.BufferedReader(gzip.GzipFile(path, "rb"), CHUNK)  # type: ignore[arg-type]
+        return io.BufferedReader(gzip.GzipFile(path, "rb"), CHUNK)
     return path.open("rb", buffering=CHUNK)
 
 
 def _entries(file: BinaryIO, path: Path, known: Collection[str]) -> Iterator[tuple[str, Vector]]:
-    """Each word whose small letters are in ``known``, with its vector; the last entry is always there."""
+    """Each word whose small letters are known, with its vector; the last entry in any case."""
     first = file.readline(LONGEST_WORD + 30 * 5000)
     parts = first.split()
     if len(parts) == 2 and all(part.isdigit() for part in parts):
@@ -126,7 +130,7 @@ def _is_text(start: bytes, width: int) -> bool:
 def _binary(
     file: _Pushed, path: Path, known: Collection[str], count: int, width: int
 ) -> Iterator[tuple[str, Vector]]:
-    """Entries of the word2vec binary format: word, space, little-endian float32 numbers, at times a newline."""
+    """Entries of the binary format: word, space, little-endian float32, at times a newline."""
     size = 4 * width
     left, place = file.read(CHUNK), 0
     for i in range(count):
@@ -135,7 +139,8 @@ def _binary(
             more = file.read(CHUNK)
             if not more:
                 raise DataError(
-                    f"The word vectors {path} end after {i} of {count} words: the file is cut off. Fetch it again."
+                    f"The word vectors {path} end after {i} of {count} words: the file is cut "
+                    "off. Fetch it again."
                 )
             left, place = left[place:] + more, 0
             space = left.find(b" ", place)
@@ -198,6 +203,6 @@ class _Pushed:
 
 def _no_vectors(path: Path, why: str) -> DataError:
     return DataError(
-        f"{path} holds no word vectors: {why}. "
-        "Give --embeddings a file of word2vec (binary or text) or GloVe, as it is or compressed by gzip."
+        f"{path} holds no word vectors: {why}. Give --embeddings a file of word2vec (binary or "
+        "text) or GloVe, as it is or compressed by gzip."
     )

@@ -1,4 +1,4 @@
-"""One iteration's loss, as one module: what each process runs and what is wrapped for several of them."""
+"""One iteration's loss, as one module: what each process runs."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Learner(nn.Module):
         encoder: the encoder if it is trained here; none if photos come as cached regions.
         decoder: what is trained.
         pad: id of the padding, which is never a target.
-        label_smoothing: share of the target spread evenly over the vocabulary (Szegedy et al., "Rethinking the
-            Inception architecture", 2016, section 7).
+        label_smoothing: share of the target spread evenly over the vocabulary (Szegedy et al.,
+            "Rethinking the Inception architecture", 2016, section 7).
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Learner(nn.Module):
         self._smoothing = label_smoothing
 
     def regions(self, photos: Tensor) -> Tensor:
-        """Regions ``(B, L, D)`` of prepared photos ``(B, 3, H, W)``, or of cached regions: those."""
+        """Regions ``(B, L, D)``: of prepared photos ``(B, 3, H, W)``, or the cached ones."""
         if self.encoder is not None:
             regions: Tensor = self.encoder(photos)
             return regions
@@ -48,7 +48,8 @@ class Learner(nn.Module):
             captions: ``(B, K, T + 1)``.
 
         Returns:
-            The sum of what is minimised, and the plain sum of ``-log p(word)`` (nats, without a gradient).
+            The sum of what is minimised, and the plain sum of ``-log p(word)`` (nats, without a
+            gradient).
         """
         inputs, targets = inputs_and_targets(captions)
         read = self.decoder.read(self.regions(photos), inputs)

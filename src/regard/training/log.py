@@ -1,12 +1,12 @@
 """What a run leaves to read: two CSV files and TensorBoard's events.
 
-=============  =============================================================================================
-``steps.csv``  a line an iteration: iteration, epoch, loss (nats a word), learning rate, norm of the gradient
+=============  ===================================================================================
+``steps.csv``  a line an iteration: iteration, epoch, loss (nats a word), learning rate, gradient
 ``epochs.csv`` a line an epoch: mean losses, scores, seconds, captions/s
-=============  =============================================================================================
+=============  ===================================================================================
 
-A run that goes on after a kill drops the lines written after its saved state, so that each iteration stands
-there once.
+A run that goes on after a kill drops the lines written after its saved state, so that each
+iteration stands there once.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class RunLog:
             self._writer.writeheader()
         from torch.utils.tensorboard import SummaryWriter
 
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)  # type: ignore[no-untyped-call]
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
 
     def step(self, row: Mapping[str, Any]) -> None:
         """A line an iteration, with the fields :data:`STEP_FIELDS`."""
         self._writer.writerow(row)
         for name in ("loss", "learning_rate"):
-            self._board.add_scalar(f"iteration/{name}", row[name], row["iteration"])  # type: ignore[no-untyped-call]
+            self._board.add_scalar(f"iteration/{name}", row[name], row["iteration"])
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """A line an epoch; the first decides the fields."""
@@ -59,17 +59,17 @@ class RunLog:
             writer.writerow(row)
         for name, value in row.items():
             if name != "epoch":
-                self._board.add_scalar(f"epoch/{name}", value, row["epoch"])  # type: ignore[no-untyped-call]
+                self._board.add_scalar(f"epoch/{name}", value, row["epoch"])
 
     def flush(self) -> None:
         """Everything to the disk."""
         self._steps.flush()
-        self._board.flush()  # type: ignore[no-untyped-call]
+        self._board.flush()
 
     def close(self) -> None:
         """The end of the run, or of this part of it."""
         self._steps.close()
-        self._board.close()  # type: ignore[no-untyped-call]
+        self._board.close()
 
 
 def read_log(file: Path) -> list[dict[str, float]]:

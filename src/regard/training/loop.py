@@ -1,9 +1,10 @@
 """The loop: iterations, epochs, saved states, and an end that loses nothing.
 
-Lightning's Fabric supplies the devices, the mixed precision and the processes; the loop itself is written out, because
-a run that was killed must go on at the very iteration at which it stopped, bit for bit. Two habits make that
-simple. The batches of an epoch are a function of the seed and the epoch, and the random numbers of an iteration
-(dropout) are a function of the seed and the iteration: neither has a state to save.
+Lightning's Fabric supplies the devices, the mixed precision and the processes; the loop itself is
+written out, because a run that was killed must go on at the very iteration at which it stopped,
+bit for bit. Two habits make that simple. The batches of an epoch are a function of the seed and
+the epoch, and the random numbers of an iteration (dropout) are a function of the seed and the
+iteration: neither has a state to save.
 """
 
 from __future__ import annotations
@@ -168,7 +169,8 @@ def run_loop(
                 torch.manual_seed(_mixed(seed, progress.step, fabric.global_rank))
                 captions = batch.captions.to(device)
                 total, nll = wrapped(batch.photos.to(device), captions)
-                # DDP averages the gradients of its processes; the loss is a mean over all their words.
+                # DDP averages the gradients of its processes; the loss is a mean over all their
+                # words.
                 fabric.backward(total * (fabric.world_size / batch.targets))
                 loss = float(_sum_over_processes(fabric, nll)) / batch.targets
                 norm = _clip(learner, config.clip)
@@ -281,7 +283,8 @@ def _save(
         beside.replace(file)
     except OSError as error:
         raise TrainingError(
-            f"The state of the run cannot be written to {file}: {error}. Make room, then go on with --resume."
+            f"The state of the run cannot be written to {file}: {error}. Make room, then go on "
+            "with --resume."
         ) from error
 
 
@@ -294,8 +297,8 @@ def _restore(
         state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
     except Exception as error:  # torch.load raises many kinds for a damaged file
         raise TrainingError(
-            f"The saved state {file} cannot be read ({type(error).__name__}: {error}). Delete it to begin the run "
-            "again with --resume, or take another --out."
+            f"The saved state {file} cannot be read ({type(error).__name__}: {error}). Delete it "
+            "to begin the run again with --resume, or take another --out."
         ) from error
     missing, unexpected = learner.load_state_dict(state["learner"], strict=False)
     absent = [name for name in missing if name in _trained(learner)]
@@ -319,9 +322,9 @@ def _explain(progress: Progress, loss: float, norm: float, rate: float, state_fi
         else "No state was saved before it"
     )
     return (
-        f"At iteration {progress.step} the loss is {loss} and the norm of its gradient {norm}: they must be finite "
-        f"numbers. The learning rate there was {rate:.2e}. {kept}. Begin again with a smaller rate "
-        "(--set train.learning_rate=...), with clipping (--set train.clip=5), or in float32 "
-        "(--set train.precision=float32); if it happens at iteration 0, the features or the word vectors hold "
-        "values that are not finite."
+        f"At iteration {progress.step} the loss is {loss} and the norm of its gradient {norm}: "
+        f"they must be finite numbers. The learning rate there was {rate:.2e}. {kept}. Begin "
+        "again with a smaller rate (--set train.learning_rate=...), with clipping (--set "
+        "train.clip=5), or in float32 (--set train.precision=float32); if it happens at iteration "
+        "0, the features or the word vectors hold values that are not finite."
     )

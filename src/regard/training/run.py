@@ -17,7 +17,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -66,7 +66,7 @@ class Listener:
     """Photos encoded, photos in all."""
     begin: Callable[[int, int, int], None] = lambda *_: None
     """Before the first iteration: iterations done, iterations of an epoch, iterations in all."""
-    watch: Watch = Watch()
+    watch: Watch = field(default_factory=Watch)
     """During the loop."""
 
 
@@ -211,8 +211,8 @@ def _fabric(config: Config, machine: Machine) -> Fabric:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(machine.device, True):
         raise ConfigError(
-            f"--device {machine.device} was asked for, but torch {torch.__version__} finds no such device here. "
-            "Leave --device out, or install a torch with support for it."
+            f"--device {machine.device} was asked for, but torch {torch.__version__} finds no "
+            "such device here. Leave --device out, or install a torch with support for it."
         )
     kind = machine.device
     if kind == "auto":
@@ -284,7 +284,7 @@ def _sources(
 
 
 def _optimizer(config: Config, encoder: Encoder, decoder: LstmDecoder) -> torch.optim.Optimizer:
-    """Adam over matrices (with decay) and the rest (without), the encoder's in groups of their own."""
+    """Adam over matrices (with decay) and the rest (without); the encoder's apart."""
     train = config.train
     small_rate = train.encoder_learning_rate if config.encoder.fine_tune_stages else None
     groups: list[dict[str, Any]] = []

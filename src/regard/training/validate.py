@@ -1,4 +1,4 @@
-"""An epoch's judgement: the loss on known captions, and the scores of captions that the model wrote freely."""
+"""An epoch's judgement: the loss on known captions, the scores of free ones."""
 
 from __future__ import annotations
 
