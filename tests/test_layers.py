@@ -32,8 +32,9 @@ FLOORS = {
     "cli": 7,
 }
 
-# Within floor 2, search speaks of the state and the step of a decoder: their types alone.
-ALLOWED = {("search", "models.decoder")}
+# Neighbours on a floor: search speaks of a decoder's state and step (types alone); figures lay maps
+# over photos as photos are placed.
+ALLOWED = {("search", "models.decoder"), ("plots", "images")}
 
 
 def room(module: str) -> str:

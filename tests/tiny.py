@@ -23,10 +23,10 @@ QUICK = [
 
 
 def draw_tiny(folder: Path) -> Path:
-    """18 photos of one coloured shape with two captions each, as a table with splits."""
+    """24 photos of one coloured shape with two captions each, as a table with splits."""
     rows = []
     (folder / "photos").mkdir(parents=True)
-    for i in range(18):
+    for i in range(24):
         colour = list(COLOURS)[i % 3]
         shape = ("circle", "square")[i // 3 % 2]
         photo = Image.new("RGB", (64, 48), (200, 200, 190))
@@ -35,7 +35,7 @@ def draw_tiny(folder: Path) -> Path:
         (draw.ellipse if shape == "circle" else draw.rectangle)(box, fill=COLOURS[colour])
         name = f"photos/{i:02}.png"
         photo.save(folder / name)
-        split = "val" if i % 6 == 4 else "test" if i % 6 == 5 else "train"
+        split = "train" if i < 12 else "val" if i < 18 else "test"
         for caption in (f"A {colour} {shape} .", f"There is a {shape} that is {colour} ."):
             rows.append({"image": name, "caption": caption, "split": split})
     (folder / "captions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))

@@ -4,7 +4,7 @@ Legend of the letters in every shape of this project:
 
 ====  =======================================================================
 B     batch: photos
-C     captions in a batch (B times the captions of each photo)
+K     captions of a photo
 L     regions of a photo, H x W of the encoder's grid (7 x 7 = 49)
 D     feature width of a region (2048 for ResNet-50)
 T     caption length in tokens

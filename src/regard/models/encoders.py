@@ -13,14 +13,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from regard.errors import ModelError
 from regard.images import Preparation
+from regard.models.precision import Precision, fast_precision
 from regard.models.resnet import ResNet
 from regard.models.small import SmallEncoder
 from regard.models.sources import ImageStatistics, read_resnet
 
 DEFAULT_ENCODER = "timm/resnet50.tv_in1k"
 """The encoder of the report: ResNet-50 with torchvision's first ImageNet weights."""
-
-Precision = Literal["bf16", "float32"]
 
 
 def load_encoder(
@@ -179,16 +178,7 @@ class Encoder(nn.Module):
 
     def fast_precision(self) -> Precision:
         """``bf16`` where the device of the weights computes it in hardware, else ``float32``."""
-        device = next(self.parameters()).device.type
-        if device == "cuda":
-            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-        if device == "cpu":
-            # Without these instructions bf16 is emulated, and slower than float32.
-            supported = torch.cpu.get_capabilities()
-            return (
-                "bf16" if supported.get("avx512_bf16") or supported.get("amx_bf16") else "float32"
-            )
-        return "float32"
+        return fast_precision(next(self.parameters()).device)
 
     def fast(self, precision: Precision) -> Callable[[Tensor], Tensor]:
         """A copy for encoding many photos: batch norm folded into the convolutions, channels last.

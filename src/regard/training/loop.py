@@ -57,6 +57,8 @@ class Progress:
     """Time spent on the epoch's iterations so far."""
     best: float = -math.inf
     """Best CIDEr of an epoch."""
+    best_loss: float = math.inf
+    """Validation loss of that epoch, which decides between equal ones."""
     best_epoch: int = -1
     """The epoch that had it."""
     finished: bool = False
@@ -114,45 +116,50 @@ def run_loop(
     device = fabric.device
     highest = [group["lr"] for group in optimizer.param_groups]
     progress = _restore(state_file, learner, optimizer, device)
-    log = (
-        RunLog(log_folder, step=progress.step, epoch=progress.epoch)
-        if fabric.is_global_zero
-        else None
-    )
-    steps_per_epoch = len(plan)
-    steps = min(config.epochs * steps_per_epoch, config.max_steps or math.inf)
-
-    def save() -> None:
-        if log is not None:
-            log.flush()
-            _save(state_file, learner, optimizer, progress)
-
-    def end_epoch() -> None:
-        scores = validate()
-        row = {
-            "epoch": progress.epoch,
-            "iteration": progress.step,
-            "train_loss": progress.loss_sum / max(1, progress.words),
-            **scores,
-            "seconds": progress.seconds,
-        }
-        if scores["CIDEr"] > progress.best:
-            progress.best, progress.best_epoch = scores["CIDEr"], progress.epoch
-            if fabric.is_global_zero:
-                keep_best(row)
-        if log is not None:
-            log.epoch(row)
-        watch.epoch(row)
-        progress.epoch += 1
-        progress.batch = progress.words = 0
-        progress.loss_sum = progress.seconds = 0.0
-        patient = (
-            config.patience is None or progress.epoch - 1 - progress.best_epoch < config.patience
-        )
-        progress.finished = progress.step >= steps or progress.epoch >= config.epochs or not patient
-        save()
-
     with _asked_to_stop() as asked:
+        log = (
+            RunLog(log_folder, step=progress.step, epoch=progress.epoch)
+            if fabric.is_global_zero
+            else None
+        )
+        steps_per_epoch = len(plan)
+        steps = min(config.epochs * steps_per_epoch, config.max_steps or math.inf)
+
+        def save() -> None:
+            if log is not None:
+                log.flush()
+                _save(state_file, learner, optimizer, progress)
+
+        def end_epoch() -> None:
+            scores = validate()
+            row = {
+                "epoch": progress.epoch,
+                "iteration": progress.step,
+                "train_loss": progress.loss_sum / max(1, progress.words),
+                **scores,
+                "seconds": progress.seconds,
+            }
+            judged = scores["CIDEr"], -scores["val_loss"]
+            if judged > (progress.best, -progress.best_loss):
+                progress.best, progress.best_loss = scores["CIDEr"], scores["val_loss"]
+                progress.best_epoch = progress.epoch
+                if fabric.is_global_zero:
+                    keep_best(row)
+            if log is not None:
+                log.epoch(row)
+            watch.epoch(row)
+            progress.epoch += 1
+            progress.batch = progress.words = 0
+            progress.loss_sum = progress.seconds = 0.0
+            patient = (
+                config.patience is None
+                or progress.epoch - 1 - progress.best_epoch < config.patience
+            )
+            progress.finished = (
+                progress.step >= steps or progress.epoch >= config.epochs or not patient
+            )
+            save()
+
         while not progress.finished:
             learner.train()
             batches = plan.batches(source, epoch=progress.epoch, first=progress.batch)
@@ -208,8 +215,8 @@ def run_loop(
             if asked.is_set() or (fabric.world_size > 1 and stop):
                 break
             end_epoch()
-    if log is not None:
-        log.close()
+        if log is not None:
+            log.close()
     return progress
 
 

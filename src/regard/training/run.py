@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -33,6 +34,7 @@ from regard.describe import Decoding
 from regard.errors import ConfigError, MissingExtraError
 from regard.models.encoders import Encoder
 from regard.models.lstm import LstmDecoder
+from regard.models.precision import fast_precision
 from regard.text.tokenise import tokenise
 from regard.text.vectors import read_vectors
 from regard.text.vocabulary import Vocabulary
@@ -120,9 +122,8 @@ def train(
             f"({vectors.coverage(vocabulary.words):.1%}) have one."
         )
     config = with_embedding_width(config, vectors)
-    if fabric.is_global_zero:
-        _claim(out, config, dataset, resume=resume)
-    fabric.barrier()
+    described = _described(config, dataset)
+    _check_place(out, described, resume=resume)
 
     torch.manual_seed(config.seed)
     encoder = build_encoder(config.encoder)
@@ -132,6 +133,9 @@ def train(
     if vectors is not None:
         start_from_vectors(decoder, vocabulary, vectors)
     sources = _sources(encoder, photos, judged, fabric, cache, listener)
+    if fabric.is_global_zero and not (out / "settings.json").exists():
+        _claim(out, described)
+    fabric.barrier()
     learner = Learner(
         encoder=None if encoder.frozen else encoder,
         decoder=decoder,
@@ -189,16 +193,6 @@ def train(
     return Outcome(out, progress, model if model.exists() else None)
 
 
-def fast_precision(device: torch.device) -> Literal["float32", "bf16"]:
-    """The precision of products that ``auto`` means: bf16 where the machine is fast at it."""
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    if device.type == "cpu":
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return "bf16" if fast else "float32"
-    return "float32"
-
-
 def _fabric(config: Config, machine: Machine) -> Fabric:
     """A launched Fabric: the devices and the precision."""
     try:
@@ -223,6 +217,8 @@ def _fabric(config: Config, machine: Machine) -> Fabric:
     processes = machine.devices * machine.nodes
     if kind == "cpu" and machine.devices > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // machine.devices))
+    for name in ("lightning.fabric", "lightning.pytorch"):  # what they announce is shown by us
+        logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fabric = Fabric(
@@ -303,9 +299,9 @@ def _optimizer(config: Config, encoder: Encoder, decoder: LstmDecoder) -> torch.
     return kind(groups, fused=True)
 
 
-def _claim(out: Path, config: Config, dataset: Dataset, *, resume: bool) -> None:
-    """Make the run's folder, or check that this is the same run."""
-    described = {
+def _described(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """What makes two runs the same run."""
+    return {
         "settings": config.model_dump(),
         "data": {
             "path": str(dataset.root),
@@ -315,16 +311,16 @@ def _claim(out: Path, config: Config, dataset: Dataset, *, resume: bool) -> None
             "hash": _data_hash(dataset),
         },
     }
+
+
+def _check_place(out: Path, described: dict[str, Any], *, resume: bool) -> None:
+    """Refuse to mix two runs, before any work is done."""
     file = out / "settings.json"
     if not file.exists():
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ConfigError(
                 f"{out} exists and is no run. Take a new folder for --out, or delete this one."
             )
-        out.mkdir(parents=True, exist_ok=True)
-        beside = file.with_name(file.name + ".new")
-        beside.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
-        beside.replace(file)
         return
     if not resume:
         raise ConfigError(
@@ -338,6 +334,14 @@ def _claim(out: Path, config: Config, dataset: Dataset, *, resume: bool) -> None
             + "\n  ".join(differences)
             + "\nResume with the same command as at first, or take another --out."
         )
+
+
+def _claim(out: Path, described: dict[str, Any]) -> None:
+    """Make the run's folder with its settings."""
+    out.mkdir(parents=True, exist_ok=True)
+    beside = out / "settings.json.new"
+    beside.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    beside.replace(out / "settings.json")
 
 
 def _differences(before: Any, now: Any, name: str = "") -> list[str]:
