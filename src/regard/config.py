@@ -162,14 +162,12 @@ class Config(_Record):
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "report": (
         "The report's protocol: every word, batches of 32 captions, Adam 0.001 halved every 10 "
-        "epochs, "
-        "cross-entropy, clipping at 5.",
+        "epochs, cross-entropy, clipping at 5.",
         {},
     ),
     "fast": (
         "The best captions for the time on two cores: photos with all their captions, smoothing, "
-        "decay, dropout, "
-        "a gate on the context, a cosine schedule.",
+        "decay, dropout, a gate on the context, a cosine schedule.",
         {
             "text": {"min_count": 5},
             "decoder": {"gate": True, "dropout": 0.5},
