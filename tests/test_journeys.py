@@ -170,7 +170,7 @@ def test_the_last_stages_can_be_trained_as_well(place):
 
     weights = resnet_file(place / "tuned18.safetensors", 0)
     tiny.regard(
-        "train", "tiny", "--encoder", weights, *tiny.QUICK, "--set", "encoder.fine_tune_stages=1",
+        "train", "tiny", "--encoder", weights, *tiny.QUICK, "--fine-tune", "1",
         "--set", "encoder.image_size=64", "--set", "train.max_steps=2",
         "--set", "train.encoder_learning_rate=1e-3", "--out", "tuned", cwd=place,
     )  # fmt: skip

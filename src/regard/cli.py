@@ -197,6 +197,12 @@ def train(
     embeddings: Annotated[
         Path | None, typer.Option("--embeddings", help="File of word vectors to start from.")
     ] = None,
+    fine_tune: Annotated[
+        int | None,
+        typer.Option(
+            "--fine-tune", min=1, max=4, help="Train this many last stages of the encoder as well."
+        ),
+    ] = None,
     preset: Annotated[str, typer.Option("--preset", help="Settings to begin with.")] = "report",
     config: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None,
     settings: Annotated[
@@ -223,6 +229,8 @@ def train(
         overrides["encoder.id"] = encoder
     if embeddings is not None:
         overrides["text.embeddings"] = str(embeddings)
+    if fine_tune is not None:
+        overrides["encoder.fine_tune_stages"] = fine_tune
     made = make_config(preset=preset, file=config, settings=settings or (), overrides=overrides)
     dataset = _read(data, format, images, allow_missing, split_seed)
     with _training_bar() as listener:
