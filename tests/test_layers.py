@@ -14,6 +14,7 @@ FLOORS = {
     "text": 1,
     "data": 1,
     "images": 1,
+    "machine": 1,
     "metrics": 1,
     "plots": 1,
     "models": 2,

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from regard.checkpoint import Model, read_model
 from regard.describe import Caption, Decoding, describe
-from regard.errors import ConfigError, PhotoError
+from regard.errors import PhotoError
 from regard.images import open_photo, overlay_map
+from regard.models.devices import find_device
 
 PhotoLike = str | Path | bytes | BinaryIO | Image.Image
 """A photo: its path, its bytes, an open file, or a Pillow image."""
@@ -70,7 +71,7 @@ class Captioner:
 
     def __init__(self, model: Model, *, device: str = "auto") -> None:
         self.model = model
-        self.device = _device(device)
+        self.device = find_device(device)
         self.decoder = model.decoder.to(self.device)
         encoder = model.encoder.to(self.device)
         self.encode = encoder.fast(encoder.fast_precision())
@@ -152,21 +153,3 @@ def load(
         ConfigError: there is no such device here.
     """
     return Captioner(read_model(source, encoder=encoder, revision=revision), device=device)
-
-
-def _device(name: str) -> torch.device:
-    available = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if name == "auto":
-        return torch.device(next((k for k in ("cuda", "mps") if available[k]), "cpu"))
-    if name not in available:
-        raise ConfigError(f"There is no device {name!r}. Devices: auto, {', '.join(available)}.")
-    if not available[name]:
-        raise ConfigError(
-            f"--device {name} was asked for, but torch {torch.__version__} finds no such device "
-            "here. Leave --device out, or install a torch with support for it."
-        )
-    return torch.device(name)

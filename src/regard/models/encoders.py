@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from regard.errors import ModelError
 from regard.images import Preparation
-from regard.models.precision import Precision, fast_precision
+from regard.models.devices import Precision, fast_precision
 from regard.models.resnet import ResNet
 from regard.models.small import SmallEncoder
 from regard.models.sources import ImageStatistics, read_resnet

@@ -4,6 +4,7 @@ A run is a folder:
 
 =================  =======================================================================
 ``settings.json``  every setting, the data set and what it held
+``machine.json``   the machine and the versions it was last trained with
 ``log/``           ``steps.csv``, ``epochs.csv``, TensorBoard's events
 ``model/``         the model folder of the best epoch
 ``resume.pt``      the state from which ``--resume`` goes on
@@ -32,9 +33,10 @@ from regard.data.dataset import Dataset, Photo
 from regard.data.features import build_features
 from regard.describe import Decoding
 from regard.errors import ConfigError, MissingExtraError
+from regard.machine import describe_machine
+from regard.models.devices import fast_precision, find_device
 from regard.models.encoders import Encoder
 from regard.models.lstm import LstmDecoder
-from regard.models.precision import fast_precision
 from regard.text.tokenise import tokenise
 from regard.text.vectors import read_vectors
 from regard.text.vocabulary import Vocabulary
@@ -133,8 +135,10 @@ def train(
     if vectors is not None:
         start_from_vectors(decoder, vocabulary, vectors)
     sources = _sources(encoder, photos, judged, fabric, cache, listener)
-    if fabric.is_global_zero and not (out / "settings.json").exists():
-        _claim(out, described)
+    if fabric.is_global_zero:
+        if not (out / "settings.json").exists():
+            _claim(out, described)
+        _note_machine(out, fabric)
     fabric.barrier()
     learner = Learner(
         encoder=None if encoder.frozen else encoder,
@@ -200,29 +204,19 @@ def _fabric(config: Config, machine: Machine) -> Fabric:
     except ImportError:
         raise MissingExtraError("training", "train") from None
 
-    if machine.device not in ("auto", "cpu", "cuda", "mps"):
-        raise ConfigError(f"There is no device {machine.device!r}. Devices: auto, cpu, cuda, mps.")
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(machine.device, True):
-        raise ConfigError(
-            f"--device {machine.device} was asked for, but torch {torch.__version__} finds no "
-            "such device here. Leave --device out, or install a torch with support for it."
-        )
-    kind = machine.device
-    if kind == "auto":
-        kind = next((name for name, there in available.items() if there), "cpu")
+    device = find_device(machine.device)
     precision = config.train.precision
     if precision == "auto":
-        precision = fast_precision(torch.device(kind))
+        precision = fast_precision(device)
     processes = machine.devices * machine.nodes
-    if kind == "cpu" and machine.devices > 1 and "OMP_NUM_THREADS" not in os.environ:
+    if device.type == "cpu" and machine.devices > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // machine.devices))
     for name in ("lightning.fabric", "lightning.pytorch"):  # what they announce is shown by us
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fabric = Fabric(
-            accelerator=kind,
+            accelerator=device.type,
             devices=machine.devices,
             num_nodes=machine.nodes,
             strategy="ddp" if processes > 1 else "auto",
@@ -339,9 +333,24 @@ def _check_place(out: Path, described: dict[str, Any], *, resume: bool) -> None:
 def _claim(out: Path, described: dict[str, Any]) -> None:
     """Make the run's folder with its settings."""
     out.mkdir(parents=True, exist_ok=True)
-    beside = out / "settings.json.new"
-    beside.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
-    beside.replace(out / "settings.json")
+    _write_json(out / "settings.json", described)
+
+
+def _note_machine(out: Path, fabric: Fabric) -> None:
+    found = describe_machine()
+    found["machine"] |= {
+        "device": str(fabric.device),
+        "processes": fabric.world_size,
+        "threads": torch.get_num_threads(),
+    }
+    _write_json(out / "machine.json", found)
+
+
+def _write_json(file: Path, values: dict[str, Any]) -> None:
+    """Write beside the file's place, then rename."""
+    beside = file.with_name(file.name + ".new")
+    beside.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    beside.replace(file)
 
 
 def _differences(before: Any, now: Any, name: str = "") -> list[str]:

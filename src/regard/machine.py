@@ -1,0 +1,59 @@
+"""The machine and the versions that something was measured with."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "numpy", "pillow", "lightning", "transformers")
+"""What decides speed and numbers, beside regard itself."""
+
+
+def describe_machine() -> dict[str, Any]:
+    """Plain values for JSON.
+
+    Returns:
+        ``machine``: ``platform``, ``processor``, ``cores`` (that this process may use) and
+        ``memory_gib`` (0 where the system does not say); ``versions``: of Python and of
+        :data:`PACKAGES`, those that are installed.
+    """
+    versions = {"python": platform.python_version()}
+    for package in ("regard", *PACKAGES):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "machine": {
+            "platform": platform.platform(),
+            "processor": _processor(),
+            "cores": _cores(),
+            "memory_gib": round(_memory() / 2**30, 1),
+        },
+        "versions": versions,
+    }
+
+
+def _processor() -> str:
+    try:  # Linux; platform.processor() is empty there
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0

@@ -1,0 +1,51 @@
+"""Devices by name, and the precision of matrix products that each is fast at."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from regard.errors import ConfigError
+
+Precision = Literal["float32", "bf16"]
+
+
+def find_device(name: str) -> torch.device:
+    """The device of a name.
+
+    Args:
+        name: ``auto`` (the first of CUDA, MPS and the CPU that is here), ``cpu``, ``cuda`` or
+            ``mps``.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(kind for kind, there in available.items() if there)
+    if name not in available:
+        raise ConfigError(
+            f"There is no device {name!r}. Devices: auto, {', '.join(sorted(available))}."
+        )
+    if not available[name]:
+        raise ConfigError(
+            f"--device {name} was asked for, but torch {torch.__version__} finds no such device "
+            "here. Leave --device out, or install a torch with support for it."
+        )
+    return torch.device(name)
+
+
+def fast_precision(device: torch.device) -> Precision:
+    """``bf16`` where the device computes it in hardware, else ``float32``."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if device.type == "cpu":
+        # Without these instructions bf16 is emulated, and slower than float32.
+        supported = torch.cpu.get_capabilities()
+        return "bf16" if supported.get("avx512_bf16") or supported.get("amx_bf16") else "float32"
+    return "float32"
