@@ -28,7 +28,9 @@ FLOORS = {
     "checkpoint": 4,
     "captioner": 5,
     "training": 5,
+    "comparison": 5,
     "evaluation": 5,
+    "gaze_check": 5,
     "apps": 6,
     "cli": 7,
 }

@@ -20,7 +20,9 @@ import regard
 from regard.errors import RegardError
 
 if TYPE_CHECKING:
+    from regard.comparison import Comparison
     from regard.data.dataset import Dataset
+    from regard.evaluation import Evaluation
 
 app = typer.Typer(
     name="regard",
@@ -312,6 +314,106 @@ def evaluate(
     json_out: Annotated[
         Path | None, typer.Option("--json", help="File for scores, settings and captions.")
     ] = None,
+    meteor: Annotated[
+        bool | None,
+        typer.Option(
+            "--meteor/--no-meteor", help="METEOR.", show_default="where its tables are installed"
+        ),
+    ] = None,
+    spice: Annotated[
+        bool, typer.Option("--spice", help="SPICE too, which needs Java and its models.")
+    ] = False,
+    clip: Annotated[
+        str | None,
+        typer.Option("--clip", help="CLIPScore too, with this CLIP: a folder or a hub id."),
+    ] = None,
+    beam: Beam = 3,
+    max_length: MaxLength = 30,
+    length_penalty: LengthPenalty = 0.7,
+    encoder: EncoderPlace = None,
+    device: Device = "auto",
+    cache: Cache = None,
+    format: Format = None,
+    images: Images = None,
+    allow_missing: AllowMissing = False,
+    split_seed: SplitSeed = 0,
+) -> None:
+    """Score a model's captions, or captions from a file, against the references of a split.
+
+    Exit code 1 if a score that was asked for could not be had; the others still come.
+    """
+    from regard.checkpoint import read_model
+    from regard.describe import Decoding
+    from regard.evaluation import Extras, evaluate_captions, evaluate_model, read_captions
+
+    if (model is None) == (captions is None):
+        raise RegardError("Give either --model or --captions.")
+    dataset = _read(data, format, images, allow_missing, split_seed)
+    extras = Extras(meteor=meteor, spice=spice, clip=clip)
+    if captions is not None:
+        result = evaluate_captions(
+            dataset, split, read_captions(captions), source=str(captions), extras=extras
+        )
+    else:
+        assert model is not None
+        decoding = Decoding(beam=beam, max_length=max_length, length_penalty=length_penalty)
+        loaded = read_model(model, encoder=encoder)
+        with _bar("photos") as seen, _bar("captions") as said:
+            result = evaluate_model(
+                dataset, split, loaded, decoding, extras=extras, device=device, cache=cache,
+                on_features=seen, on_captions=said,
+            )  # fmt: skip
+    if json_out is not None:
+        result.write(json_out)
+    _print_evaluation(result)
+    for line in result.left_out:
+        _warn(line)
+    asked = {"METEOR": meteor, "SPICE": spice, "CLIPScore": clip}
+    failed = [line for line in result.left_out if asked.get(line.split()[0])]
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def compare(
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="A.json B.json ...", help="Files of `regard evaluate --json`."),
+    ],
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the drawings.")] = 0,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", help="File for the comparison.")
+    ] = None,
+) -> None:
+    """Say which differences between evaluations are more than chance, by a paired bootstrap."""
+    import json
+
+    from regard.comparison import compare
+
+    found = compare(files, seed=seed)
+    if json_out is not None:
+        json_out.write_text(json.dumps(found.as_dict(), indent=1) + "\n", encoding="utf-8")
+    _print_comparison(found)
+
+
+@app.command("gaze-check")
+def gaze_check(
+    data: DataPath,
+    model: ModelPath,
+    split: Annotated[
+        str, typer.Option("--split", help="train, val (or dev), test or all.")
+    ] = "test",
+    boxes: Annotated[
+        Path | None,
+        typer.Option(
+            "--boxes", help="Folder of Flickr30k Entities, with Annotations/ and Sentences/."
+        ),
+    ] = None,
+    forced: Annotated[
+        bool, typer.Option("--forced", help="Read people's captions to the model.")
+    ] = False,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", help="File for all measures and every word judged.")
+    ] = None,
     beam: Beam = 3,
     max_length: MaxLength = 30,
     length_penalty: LengthPenalty = 0.7,
@@ -322,27 +424,59 @@ def evaluate(
     allow_missing: AllowMissing = False,
     split_seed: SplitSeed = 0,
 ) -> None:
-    """Score a model's captions, or captions from a file, against the references of a split."""
+    """Measure whether a captioner looks at what it names, against boxes of the named things."""
+    from rich.console import Console
+
     from regard.checkpoint import read_model
     from regard.describe import Decoding
-    from regard.evaluation import evaluate_captions, evaluate_model, read_captions
+    from regard.gaze_check import check_gaze, render
 
-    if (model is None) == (captions is None):
-        raise RegardError("Give either --model or --captions.")
     dataset = _read(data, format, images, allow_missing, split_seed)
-    if captions is not None:
-        result = evaluate_captions(dataset, split, read_captions(captions), source=str(captions))
-    else:
-        assert model is not None
-        decoding = Decoding(beam=beam, max_length=max_length, length_penalty=length_penalty)
-        loaded = read_model(model, encoder=encoder)
-        with _bar("photos") as seen, _bar("captions") as said:
-            result = evaluate_model(
-                dataset, split, loaded, decoding, cache=cache, on_features=seen, on_captions=said
-            )
+    decoding = Decoding(beam=beam, max_length=max_length, length_penalty=length_penalty)
+    loaded = read_model(model, encoder=encoder)
+    with _bar("photos") as seen, _bar("captions") as judged:
+        result = check_gaze(
+            dataset, split, loaded, decoding, entities=boxes, forced=forced, cache=cache,
+            on_features=seen, on_photos=judged,
+        )  # fmt: skip
     if json_out is not None:
         result.write(json_out)
-    _print_scores(result.settings, result.scores)
+    Console(soft_wrap=True, highlight=False).print(render(result))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs of `regard train`.")],
+    data: Annotated[
+        Path, typer.Option("--data", metavar="DATA", help="A data set: its folder, or its file.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the page and its figures.")],
+    split: Annotated[
+        str, typer.Option("--split", help="Of the scores and the photos shown.")
+    ] = "val",
+    photos: Annotated[int, typer.Option("--photos", min=1, help="Photos shown.")] = 12,
+    beam: Beam = 3,
+    max_length: MaxLength = 30,
+    length_penalty: LengthPenalty = 0.7,
+    encoder: EncoderPlace = None,
+    device: Device = "auto",
+    cache: Cache = None,
+    format: Format = None,
+    images: Images = None,
+    allow_missing: AllowMissing = False,
+    split_seed: SplitSeed = 0,
+) -> None:
+    """Write one page on how a training went and what the model looks at; or on several runs."""
+    from regard.apps.report import make_report
+    from regard.describe import Decoding
+
+    dataset = _read(data, format, images, allow_missing, split_seed)
+    decoding = Decoding(beam=beam, max_length=max_length, length_penalty=length_penalty)
+    page = make_report(
+        runs, dataset, out, split=split, photos=photos, decoding=decoding, encoder=encoder,
+        device=device, cache=cache, say=_note,
+    )  # fmt: skip
+    typer.echo(f"The report is {page}")
 
 
 def main() -> None:
@@ -467,17 +601,61 @@ def _training_bar() -> Iterator[Any]:
         )
 
 
-def _print_scores(settings: dict[str, Any], scores: dict[str, Any]) -> None:
+def _print_evaluation(result: Evaluation) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=None, show_edge=False, pad_edge=False)
-    for name in scores:
-        table.add_column(name, justify="right")
-    table.add_row(*(f"{score.corpus:.4f}" for score in scores.values()))
-    console = Console(highlight=False)
+    table = Table(show_edge=False, pad_edge=False, box=None, padding=(0, 3, 0, 0))
+    table.add_column("")
+    table.add_column("captions", justify="right")
+    table.add_column("one human against the others", justify="right")
+    table.add_column("computed by")
+    for name, score in result.scores.items():
+        table.add_row(name, f"{score.corpus:.4f}", _rounded(result.human.get(name)), score.engine)
+    table.add_section()
+    for name, value in result.diagnosis.items():
+        table.add_row(name, _rounded(value), _rounded(result.human_diagnosis.get(name)))
+    settings = result.settings
+    console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     console.print(
-        f"{settings['data']}, {settings['split']}, {settings['number_of_photos']} photos; "
+        f"\n{settings['data']}, {settings['split']}, {settings['number_of_photos']} photos; "
         f"{settings['tokenisation']}"
     )
+
+
+def _print_comparison(found: Comparison) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_edge=False, pad_edge=False, box=None, padding=(0, 3, 0, 0))
+    table.add_column("")
+    for name in found.names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in found.names[1:]:
+        table.add_column(f"{name} - {found.names[0]}", justify="right", no_wrap=True)
+        table.add_column("p", justify="right", no_wrap=True)
+    for score, intervals in found.scores.items():
+        cells = [f"{i.value:.4f} [{i.low:.4f}, {i.high:.4f}]" for i in intervals]
+        for d in found.differences:
+            if d.score == score:
+                of = d.difference
+                cells += [f"{of.value:+.4f} [{of.low:+.4f}, {of.high:+.4f}]", f"{d.p:.4f}"]
+        table.add_row(score, *(Text(cell) for cell in cells))
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    console.print(
+        f"\n{found.photos} photos; in brackets, 95 % of {found.resamples:,} paired drawings of "
+        "them with replacement; p is two-sided.",
+        markup=False,
+    )
+    for line in found.left_out:
+        _note(f"Left out: {line}")
+
+
+def _rounded(value: float | None) -> str:
+    """A number for a table: whole ones as they are, none as a dash."""
+    if value is None:
+        return "-"
+    return str(int(value)) if value == int(value) and abs(value) > 1 else f"{value:.4f}"

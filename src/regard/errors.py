@@ -38,3 +38,7 @@ class MissingExtraError(RegardError):
             f"{feature} needs packages that are not installed. "
             f'Install them with: pip install "regard[{extra}]"'
         )
+
+
+class ScoreUnavailable(RegardError):
+    """A score that cannot be had on this machine; all others can."""

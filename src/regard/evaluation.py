@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 
 import regard
@@ -15,10 +17,27 @@ from regard.checkpoint import Model
 from regard.data.dataset import Dataset, Photo
 from regard.data.features import build_features
 from regard.describe import Decoding, describe
-from regard.errors import DataError
-from regard.metrics.score import Score
+from regard.errors import DataError, MissingExtraError, ScoreUnavailable
+from regard.metrics.diagnosis import diagnose
+from regard.metrics.meteor import combine, meteor
+from regard.metrics.score import Score, Tokens
 from regard.metrics.scores import score_all
+from regard.models.devices import find_device
 from regard.text.tokenise import tokenise
+
+TOKENISATION = "PTB, lower case, no punctuation (regard.text.tokenise)"
+
+
+@dataclass(frozen=True)
+class Extras:
+    """Scores beyond those that need nothing but the captions."""
+
+    meteor: bool | None = None
+    """METEOR; none: where its tables are installed."""
+    spice: bool = False
+    """SPICE, which needs Java and its models."""
+    clip: str | None = None
+    """CLIPScore and RefCLIPScore, with the CLIP of this folder or hub id."""
 
 
 @dataclass(frozen=True)
@@ -29,17 +48,35 @@ class Evaluation:
     """Split, number of photos, model, decoding, tokenisation."""
     scores: dict[str, Score]
     """By name, each with its engine, the corpus value and one value a photo."""
+    human: dict[str, float]
+    """The same scores of one human caption against the others, the mean over whose turn it is;
+    empty where photos have fewer than two captions."""
+    diagnosis: dict[str, float]
+    """Variety, lengths and faults; see :func:`regard.metrics.diagnosis.diagnose`."""
+    human_diagnosis: dict[str, float]
+    """The same of as many human captions."""
+    left_out: tuple[str, ...]
+    """Scores that were asked for and could not be had, each with its reason."""
     photos: tuple[Photo, ...]
     """What was captioned, in order."""
     captions: tuple[str, ...]
     """The captions, in the order of the photos."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: settings, scores, and caption, references, scores by photo."""
+        """Plain values for JSON: all of it, and for each photo its caption, references, scores."""
+        summed = {
+            name.partition("-")[0]: score.statistics
+            for name, score in self.scores.items()
+            if score.statistics is not None
+        }
         return {
             "settings": self.settings,
             "scores": {name: score.corpus for name, score in self.scores.items()},
             "engines": {name: score.engine for name, score in self.scores.items()},
+            "human": self.human,
+            "diagnosis": self.diagnosis,
+            "human_diagnosis": self.human_diagnosis,
+            "left_out": list(self.left_out),
             "photos": [
                 {
                     "id": photo.id,
@@ -48,6 +85,7 @@ class Evaluation:
                     "scores": {
                         name: float(score.per_photo[i]) for name, score in self.scores.items()
                     },
+                    "statistics": {name: rows[i].tolist() for name, rows in summed.items()},
                 }
                 for i, (photo, caption) in enumerate(zip(self.photos, self.captions, strict=True))
             ],
@@ -67,6 +105,8 @@ def evaluate_model(
     model: Model,
     decoding: Decoding,
     *,
+    extras: Extras | None = None,
+    device: str = "auto",
     cache: Path | None = None,
     batch_size: int = 50,
     on_features: Callable[[int, int], None] | None = None,
@@ -77,8 +117,10 @@ def evaluate_model(
     Args:
         dataset: photos with their references.
         split: ``train``, ``val`` (or ``dev``), ``test`` or ``all``.
-        model: from :func:`regard.checkpoint.read_model`.
+        model: from :func:`regard.checkpoint.read_model`; moved to the device.
         decoding: how captions are chosen.
+        extras: scores beyond the usual ones.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         cache: root of the feature cache; none is the default one.
         batch_size: photos at once.
         on_features: told photos encoded and photos in all.
@@ -86,18 +128,21 @@ def evaluate_model(
 
     Raises:
         DataError: the split is empty or a photo has no reference.
+        ConfigError: there is no such device here.
     """
     photos = _with_references(dataset, split)
     paths = [p.path for p in photos]
-    encoder = model.encoder
+    there = find_device(device)
+    encoder, decoder = model.encoder.to(there), model.decoder.to(there)
     store = build_features(paths, encoder, cache, on_progress=on_features)
     captions: list[str] = []
+    cut: list[bool] = []
     for start in range(0, len(paths), batch_size):
-        regions = torch.from_numpy(store.read(paths[start : start + batch_size])).float()
-        found = describe(
-            model.decoder, model.vocabulary, regions, grid=encoder.grid, decoding=decoding
-        )
+        features = store.read(paths[start : start + batch_size])
+        regions = torch.from_numpy(features).to(there, torch.float32)
+        found = describe(decoder, model.vocabulary, regions, grid=encoder.grid, decoding=decoding)
         captions += [c[0].text for c in found]
+        cut += [c[0].cut for c in found]
         if on_captions is not None:
             on_captions(len(captions), len(paths))
     settings = {
@@ -105,11 +150,19 @@ def evaluate_model(
         "encoder": encoder.describe(),
         "decoding": asdict(decoding),
     }
-    return _scored(dataset, split, photos, captions, settings)
+    return _evaluated(
+        dataset, split, photos, captions, settings, extras or Extras(),
+        vocabulary=model.vocabulary.words, cut=cut,
+    )  # fmt: skip
 
 
 def evaluate_captions(
-    dataset: Dataset, split: str, captions: dict[str, str], *, source: str
+    dataset: Dataset,
+    split: str,
+    captions: dict[str, str],
+    *,
+    source: str,
+    extras: Extras | None = None,
 ) -> Evaluation:
     """Score captions made elsewhere.
 
@@ -118,6 +171,7 @@ def evaluate_captions(
         split: whose photos must all have a caption.
         captions: by photo: its id, or its file's name with or without the ending.
         source: where they came from, for the record.
+        extras: scores beyond the usual ones.
 
     Raises:
         DataError: a photo has no caption; the first few and the count are listed.
@@ -134,9 +188,10 @@ def evaluate_captions(
             f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}. Captions are found "
             "by the photo's id or file name."
         )
-    return _scored(
-        dataset, split, photos, [c for c in found if c is not None], {"captions": source}
-    )
+    return _evaluated(
+        dataset, split, photos, [c for c in found if c is not None], {"captions": source},
+        extras or Extras(),
+    )  # fmt: skip
 
 
 def read_captions(file: Path) -> dict[str, str]:
@@ -185,27 +240,126 @@ def _with_references(dataset: Dataset, split: str) -> tuple[Photo, ...]:
     return photos
 
 
-def _scored(
+def _evaluated(
     dataset: Dataset,
     split: str,
     photos: Sequence[Photo],
     captions: Sequence[str],
     settings: dict[str, Any],
+    extras: Extras,
+    *,
+    vocabulary: Sequence[str] | None = None,
+    cut: Sequence[bool] | None = None,
 ) -> Evaluation:
-    references = [[tokenise(c) for c in p.captions] for p in photos]
-    scores = score_all([tokenise(c) for c in captions], references)
+    said = _Said(captions, [p.captions for p in photos])
+    turns = _human_turns(photos)
+    (scores, *human), left_out = _score([said, *turns], [p.path for p in photos], extras)
+    known = {
+        tuple(tokenise(c)) for p in dataset.photos if p.split == "train" for c in p.captions
+    } or None
+    human_ways = [diagnose(turn.tokens, known=known) for turn in turns]
     return Evaluation(
-        {
+        settings={
             "regard": regard.__version__,
             "data": dataset.name,
             "layout": dataset.layout,
             "split": split,
             "splits": dataset.split_source,
             "number_of_photos": len(photos),
-            "tokenisation": "PTB, lower case, no punctuation (regard.text.tokenise)",
+            "tokenisation": TOKENISATION,
             **settings,
         },
-        scores,
-        tuple(photos),
-        tuple(captions),
+        scores=scores,
+        human=_means([{n: s.corpus for n, s in turn.items()} for turn in human]),
+        diagnosis=diagnose(said.tokens, known=known, vocabulary=vocabulary, cut=cut),
+        human_diagnosis=_means(human_ways),
+        left_out=tuple(left_out),
+        photos=tuple(photos),
+        captions=tuple(captions),
     )
+
+
+class _Said:
+    """A caption of each photo, and what it is compared with, as texts and as tokens."""
+
+    def __init__(self, texts: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+        self.texts, self.references = texts, references
+        self.tokens: list[Tokens] = [tokenise(text) for text in texts]
+        self.reference_tokens = [[tokenise(text) for text in group] for group in references]
+
+
+def _human_turns(photos: Sequence[Photo]) -> Sequence[_Said]:
+    """Each caption of the photos as the one to score, the others as its references.
+
+    The first turn takes the first caption of every photo, and so on; photos with fewer captions
+    than others have some of them twice. No turn where a photo has a single caption.
+    """
+    if min(len(p.captions) for p in photos) < 2:
+        return []
+    turns = []
+    for turn in range(max(len(p.captions) for p in photos)):
+        places = [turn % len(p.captions) for p in photos]
+        texts = [p.captions[k] for p, k in zip(photos, places, strict=True)]
+        others = [
+            [c for i, c in enumerate(p.captions) if i != k]
+            for p, k in zip(photos, places, strict=True)
+        ]
+        turns.append(_Said(texts, others))
+    return turns
+
+
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: fmean(row[name] for row in rows) for name in (rows[0] if rows else ())}
+
+
+def _score(
+    turns: Sequence[_Said], paths: Sequence[Path], extras: Extras
+) -> tuple[list[dict[str, Score]], list[str]]:
+    """Every score of every turn; what cannot be had is left out, and the reason kept."""
+    scorers: dict[str, Callable[[Sequence[_Said]], list[list[Score]]]] = {
+        "BLEU, ROUGE-L and CIDEr": lambda turns: [
+            list(score_all(turn.tokens, turn.reference_tokens).values()) for turn in turns
+        ]
+    }
+    if extras.meteor is not False:
+        scorers["METEOR"] = lambda turns: _in_one_go(turns, meteor, lambda s: combine(s.sum(0)))
+    scores: list[dict[str, Score]] = [{} for _ in turns]
+    left_out = []
+    for name, scorer in scorers.items():
+        try:
+            for found, made in zip(scores, scorer(turns), strict=True):
+                found |= {score.name: score for score in made}
+        except (ScoreUnavailable, MissingExtraError) as error:
+            left_out.append(f"{name} is left out: {error}")
+    return scores, left_out
+
+
+def _in_one_go(
+    turns: Sequence[_Said],
+    scorer: Callable[[Sequence[Tokens], Sequence[Sequence[Tokens]]], Score],
+    corpus_of: Callable[[np.ndarray], np.ndarray] = np.mean,
+) -> list[list[Score]]:
+    """All turns by one call of a scorer that is slow to start, whose photos are independent.
+
+    Args:
+        turns: each with n captions.
+        scorer: captions and references to a score.
+        corpus_of: the value of a turn from the statistics ``(n, S)`` of its photos; a score
+            without statistics is the mean over photos.
+
+    Returns:
+        For each turn its score, alone in a list.
+    """
+    whole = scorer(
+        [tokens for turn in turns for tokens in turn.tokens],
+        [group for turn in turns for group in turn.reference_tokens],
+    )
+    parts = []
+    for photos in np.split(np.arange(len(whole.per_photo)), len(turns)):
+        each = whole.per_photo[photos]
+        if whole.statistics is None:
+            parts.append([Score(whole.name, float(each.mean()), each, whole.engine)])
+        else:
+            sums = whole.statistics[photos]
+            parts.append([Score(whole.name, float(corpus_of(sums)), each, whole.engine, sums)])
+    return parts

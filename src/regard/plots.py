@@ -4,11 +4,13 @@ Figures are drawn without pyplot, which keeps a global list of them; a lock keep
 because matplotlib does not. Shapes: ``T`` words, ``gh``, ``gw`` the grid of regions.
 """
 
+import io
 import math
+import re
 import textwrap
 import threading
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,21 @@ from regard.images import Placement, overlay_map
 _LOCK = threading.Lock()
 _DOTS = 200  # per inch, of PNG files and of pictures within SVG and PDF files
 _ENDINGS = (".png", ".svg", ".pdf")
-_INK, _FAINT, _BLUE, _ORANGE, _GREEN = "#1a1a1a", "#8a8a8a", "#2a6fbb", "#d9701e", "#3a8a4d"
+_INK, _FAINT, _RULE, _WHITE = "#1a1a1a", "#8a8a8a", "#eeeeee", "#ffffff"
+_COLOURS = ("#2a6fbb", "#d9701e", "#3a8a4d", "#8a5aa8", "#b3383f", "#1f8a8a")
+_BLUE, _ORANGE = _COLOURS[:2]
+# The names by which a page with a drawing in it gives its own colours, such as those of the night.
+_VARIABLES = {
+    _INK: "--ink",
+    _FAINT: "--faint",
+    _RULE: "--rule",
+    _WHITE: "--drawing",
+} | {colour: f"--run-{number}" for number, colour in enumerate(_COLOURS, 1)}
+
+Curves = tuple[Sequence[Mapping[str, float]], Sequence[Mapping[str, float]]]
+"""What was logged of a run: ``iteration``, ``loss`` and ``learning_rate`` of each step; ``epoch``,
+``train_loss``, ``val_loss`` and ``CIDEr`` of each epoch. What was not measured may be missing or
+NaN."""
 
 
 def gaze_figure(
@@ -100,7 +116,7 @@ def gaze_figure(
 def loss_figure(
     steps: Sequence[Mapping[str, float]], epochs: Sequence[Mapping[str, float]], out: Path
 ) -> None:
-    """Draw the loss of each batch, the losses and CIDEr of each epoch, and the learning rate.
+    """Draw a training: the four charts of :func:`curve_charts` on one page.
 
     Args:
         steps: ``iteration``, ``loss`` and ``learning_rate`` of each step that was logged.
@@ -109,37 +125,36 @@ def loss_figure(
         out: a PNG, SVG or PDF file; folders are made as needed.
 
     """
-    iteration, loss, rate = (_series(steps, n) for n in ("iteration", "loss", "learning_rate"))
-    epoch, train, val, cider = (
-        _series(epochs, n) for n in ("epoch", "train_loss", "val_loss", "CIDEr")
-    )
     with _LOCK:
-        page = _Page(13.2, 3.9, "drawing the losses")
-        first, second, third = (page.chart(left, 0.55, 3.55, 2.75) for left in (0.65, 4.85, 9.45))
-
-        first.plot(iteration, loss, color=_BLUE, alpha=0.3, linewidth=0.8, label="each batch")
-        first.plot(iteration, _smoothed(loss), color=_BLUE, linewidth=1.8, label="smoothed")
-        _label(first, "Loss of each batch", "iteration", "loss", loss)
-
-        second.plot(epoch, train, "o-", color=_BLUE, markersize=4, label="training")
-        second.plot(epoch, val, "o-", color=_ORANGE, markersize=4, label="validation")
-        _label(second, "Each epoch", "epoch", "loss", np.concatenate([train, val]))
-        if np.isfinite(cider).any():
-            other = second.twinx()
-            other.plot(epoch, cider, "s--", color=_GREEN, markersize=4, label="CIDEr")
-            other.set_ylabel("CIDEr", color=_GREEN, fontsize=9)
-            other.tick_params(labelsize=8, colors=_GREEN, length=3)
-            other.spines[["top", "left", "bottom"]].set_visible(False)
-            other.spines["right"].set_color(_GREEN)
-            _legend(second, other)
-
-        third.plot(iteration, rate, color=_INK, linewidth=1.5)
-        _label(third, "Learning rate", "iteration", "learning rate", rate)
-        third.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=False)
-        third.yaxis.get_offset_text().set_fontsize(8)
-        if np.isfinite(rate).any():
-            third.set_ylim(bottom=0)
+        page = _Page(2 * _CHART[0], 2 * _CHART[1], "drawing the losses")
+        for i, paint in enumerate(_CHARTS.values()):
+            paint(_room_for_chart(page, i % 2, i // 2), {"": (steps, epochs)})
         page.write(out)
+
+
+def curve_charts(runs: Mapping[str, Curves], folder: Path) -> dict[str, str]:
+    """Draw the curves of one or more runs: loss of each batch and epoch, CIDEr, learning rate.
+
+    Args:
+        runs: what each logged, by the name that is shown.
+        folder: where each chart is written, ``NAME.png`` and ``NAME.svg``; made as needed.
+
+    Returns:
+        By the charts' names, ``batch-loss``, ``epoch-loss``, ``cider`` and ``learning-rate``, an
+        ``<svg>`` element to be put into a page. Its words are in the page's font and its colours
+        are the page's CSS variables: ``--ink``, ``--faint``, ``--rule``, ``--drawing`` (behind
+        everything) and ``--run-1`` to ``--run-6``.
+
+    """
+    elements = {}
+    for name, paint in _CHARTS.items():
+        with _LOCK:
+            page = _Page(*_CHART, "drawing the losses")
+            paint(_room_for_chart(page, 0, 0), runs)
+            page.write(folder / f"{name}.png")
+            page.write(folder / f"{name}.svg")
+            elements[name] = page.element(name)
+    return elements
 
 
 def gallery_figure(rows: Sequence[tuple[Image.Image, str, Sequence[str]]], out: Path) -> None:
@@ -244,8 +259,8 @@ class _Page:
         axes = self._axes(x, y, width, height)
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(_FAINT)
-        axes.tick_params(labelsize=8, color=_FAINT, length=3)
-        axes.grid(axis="y", color="#eeeeee", linewidth=0.8)
+        axes.tick_params(labelsize=8.5, color=_FAINT, labelcolor=_INK, length=3)
+        axes.grid(axis="y", color=_RULE, linewidth=0.8)
         axes.set_axisbelow(True)
         return axes
 
@@ -271,11 +286,41 @@ class _Page:
         beside = out.with_name(f".{uuid.uuid4().hex}.new")
         # Without the date, the same figure is the same file.
         dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+        from matplotlib import rc_context
+
         try:
-            self._figure.savefig(beside, format=ending[1:], dpi=_DOTS, metadata=dates.get(ending))
+            with rc_context({"svg.hashsalt": "regard"}):
+                self._figure.savefig(
+                    beside, format=ending[1:], dpi=_DOTS, metadata=dates.get(ending)
+                )
             beside.replace(out)
         finally:
             beside.unlink(missing_ok=True)
+
+    def element(self, name: str) -> str:
+        """The page as an ``<svg>`` element; see :func:`curve_charts`."""
+        from matplotlib import rc_context
+
+        stream = io.StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        # The salt is in the ids of clips and marks, which are the page's: two charts differ in it.
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+            self._figure.savefig(stream, format="svg", metadata=nothing)
+        text = stream.getvalue()
+        text = text[text.index("<svg") :]
+        # Its size, its ids and its style of everything would be the whole page's.
+        text = re.sub(r'^<svg[^>]*(viewBox="[^"]*")[^>]*>', r"<svg \1>", text)
+        text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
+        text = re.sub(r'<g id="[^"]*"', "<g", text).replace("xlink:href", "href")
+        return re.sub(r'style="[^"]*"', _with_variables, text)
+
+
+def _with_variables(style: re.Match[str]) -> str:
+    """A style of a drawing with the page's colours and font."""
+    text = re.sub(r"font-family: [^;\"]*(; )?", "", style[0])
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    return text
 
 
 def _columns(panels: int, most: int) -> int:
@@ -317,27 +362,96 @@ def _smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return smoothed
 
 
-def _label(axes: Any, title: str, x: str, y: str, values: NDArray[np.float64]) -> None:
+_CHART = (4.4, 3.0)
+"""Width and height of a chart with its words, in inches: as wide as a phone, at the same size."""
+
+
+def _room_for_chart(page: _Page, column: int, row: int) -> Any:
+    width, height = _CHART
+    return page.chart(column * width + 0.62, row * height + 0.4, width - 0.8, height - 0.9)
+
+
+def _paint_batches(axes: Any, runs: Mapping[str, Curves]) -> None:
+    everything = []
+    for colour, name, (steps, _) in _coloured(runs):
+        iteration, loss = _series(steps, "iteration"), _series(steps, "loss")
+        raw, smooth = ("", name) if name else ("each batch", "smoothed")
+        faint = 0.3 if len(runs) == 1 else 0.15
+        axes.plot(iteration, loss, color=colour, alpha=faint, linewidth=0.7, label=raw)
+        axes.plot(iteration, _smoothed(loss), color=colour, linewidth=1.7, label=smooth)
+        everything.append(loss)
+    _label(axes, "Loss of each batch", "iteration", "nats a word", everything)
+
+
+def _paint_epochs(axes: Any, runs: Mapping[str, Curves]) -> None:
+    everything = []
+    alone = len(runs) == 1
+    for colour, name, (_, epochs) in _coloured(runs):
+        epoch, train, val = (_series(epochs, n) for n in ("epoch", "train_loss", "val_loss"))
+        labels = ("training", "validation") if alone else ("", name)
+        lines = (("o-", colour), ("o-", _ORANGE)) if alone else (("o:", colour), ("o-", colour))
+        for values, label, (style, own) in zip((train, val), labels, lines, strict=True):
+            axes.plot(epoch, values, style, color=own, markersize=3, linewidth=1.5, label=label)
+        everything += [train, val]
+    title = "Loss of each epoch" + ("" if alone else " (dotted: training)")
+    _label(axes, title, "epoch", "nats a word", everything)
+
+
+def _paint_cider(axes: Any, runs: Mapping[str, Curves]) -> None:
+    everything = []
+    for colour, name, (_, epochs) in _coloured(runs):
+        cider = _series(epochs, "CIDEr")
+        axes.plot(
+            _series(epochs, "epoch"), cider, "o-", color=colour, markersize=3, linewidth=1.5,
+            label=name,
+        )  # fmt: skip
+        everything.append(cider)
+    _label(axes, "CIDEr after each epoch", "epoch", "CIDEr", everything)
+
+
+def _paint_rate(axes: Any, runs: Mapping[str, Curves]) -> None:
+    everything = []
+    for colour, name, (steps, _) in _coloured(runs):
+        rate = _series(steps, "learning_rate")
+        axes.plot(_series(steps, "iteration"), rate, color=colour, linewidth=1.5, label=name)
+        everything.append(rate)
+    _label(axes, "Learning rate", "iteration", "", everything)
+    axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
+    if any(np.isfinite(rate).any() for rate in everything):
+        axes.set_ylim(bottom=0)
+
+
+_CHARTS: dict[str, Callable[[Any, Mapping[str, Curves]], None]] = {
+    "batch-loss": _paint_batches,
+    "epoch-loss": _paint_epochs,
+    "cider": _paint_cider,
+    "learning-rate": _paint_rate,
+}
+
+
+def _coloured(runs: Mapping[str, Curves]) -> list[tuple[str, str, Curves]]:
+    """Colour, label and curves of each run; a run alone needs no label.
+
+    The space in front is for matplotlib, which leaves labels that begin with ``_`` out.
+    """
+    return [
+        (_COLOURS[i % len(_COLOURS)], f" {name}" if len(runs) > 1 else "", curves)
+        for i, (name, curves) in enumerate(runs.items())
+    ]
+
+
+def _label(axes: Any, title: str, x: str, y: str, values: Sequence[NDArray[np.float64]]) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.set_title(title, fontsize=11, loc="left", color=_INK)
-    axes.set_xlabel(x, fontsize=9)
-    axes.set_ylabel(y, fontsize=9)
+    axes.set_title(title, fontsize=10.5, loc="left", color=_INK, parse_math=False)
+    axes.set_xlabel(x, fontsize=9, color=_INK)
+    axes.set_ylabel(y, fontsize=9, color=_INK)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    if not np.isfinite(values).any():
+    if not any(np.isfinite(one).any() for one in values):
         axes.set_xticks([])
         axes.set_yticks([])
         axes.text(0.5, 0.5, "nothing yet", transform=axes.transAxes, ha="center", color=_FAINT)
     elif axes.get_legend_handles_labels()[0]:
-        _legend(axes)
-
-
-def _legend(*axes: Any) -> None:
-    """One legend for all axes of a chart, below the last one's curves and above the first's."""
-    found = [one.get_legend_handles_labels() for one in axes]
-    handles = [handle for each, _ in found for handle in each]
-    labels = [label for _, each in found for label in each]
-    old = axes[0].get_legend()
-    if old is not None:
-        old.remove()
-    axes[-1].legend(handles, labels, fontsize=8, frameon=False)
+        legend = axes.legend(fontsize=8.5, frameon=False, labelcolor=_INK)
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # the name of a run may hold dollar signs

@@ -7,55 +7,87 @@ evaluation, which keep a product of precisions from being zero when one of them 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from regard.metrics.ngrams import ORDERS, Ngram, count_ngrams
+from regard.metrics.ngrams import ORDERS, Runs, count_runs
 from regard.metrics.score import Score, Tokens, check_photos
 
 _TINY, _SMALL = 1e-15, 1e-9  # of the COCO caption evaluation
 
+Floats = NDArray[np.float64]
 
-def bleu(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[Score]:
-    """BLEU-1 to BLEU-4, from 0 to 1.
+
+def bleu(
+    hypotheses: Sequence[Tokens],
+    references: Sequence[Sequence[Tokens]],
+    *,
+    runs: Sequence[Runs] | None = None,
+) -> list[Score]:
+    """BLEU-1 to BLEU-4, from 0 to 1; their statistics are what :func:`bleu_of` takes.
 
     Args:
         hypotheses: n captions.
         references: for each photo at least one.
+        runs: what :func:`count_runs` finds in them, where it is known already.
 
     Raises:
         DataError: the captions and references do not fit together.
     """
     check_photos(hypotheses, references)
-    matched = np.zeros((len(hypotheses), ORDERS))
-    lengths = np.array([len(h) for h in hypotheses], dtype=float)
-    wanted = np.zeros(len(hypotheses))
-    for i, (hypothesis, group) in enumerate(zip(hypotheses, references, strict=True)):
-        most: Counter[Ngram] = Counter()
-        for reference in group:
-            most |= count_ngrams(reference)
-        for ngram, count in count_ngrams(hypothesis).items():
-            matched[i, len(ngram) - 1] += min(count, most[ngram])
-        wanted[i] = min((abs(len(r) - len(hypothesis)), len(r)) for r in group)[1]
-    said = np.maximum(0.0, lengths[:, None] - np.arange(ORDERS))  # (n, 4)
-    each = _combine(matched, said, lengths, wanted)
-    corpus = _combine(
-        matched.sum(0, keepdims=True), said.sum(0, keepdims=True), lengths.sum(keepdims=True),
-        wanted.sum(keepdims=True),
-    )[0]  # fmt: skip
-    return [Score(f"BLEU-{k + 1}", float(corpus[k]), each[:, k], "regard") for k in range(ORDERS)]
+    statistics = _statistics(hypotheses, references, runs or count_runs(hypotheses, references))
+    each, corpus = bleu_of(statistics), bleu_of(statistics.sum(0))
+    return [
+        Score(f"BLEU-{k + 1}", float(corpus[k]), each[:, k], "regard", statistics)
+        for k in range(ORDERS)
+    ]
 
 
-def _combine(
-    matched: np.ndarray, said: np.ndarray, length: np.ndarray, wanted: np.ndarray
-) -> np.ndarray:
-    """Geometric means of the precisions with the penalty for brevity: ``(n, 4)``."""
+def bleu_of(sums: Floats) -> Floats:
+    """BLEU-1 to BLEU-4 of photos whose statistics were added up.
+
+    Args:
+        sums: ``(..., 9)``: words in the closest references; runs of one to four words in the
+            captions; and how many of these match. The runs cannot be had from the words: a caption
+            of two words has no run of three, rather than less than none.
+
+    Returns:
+        ``(..., 4)``, from 0 to 1.
+    """
+    wanted, said, matched = np.split(sums, [1, 1 + ORDERS], axis=-1)  # (..., 1), twice (..., 4)
     precision = (matched + _TINY) / (said + _SMALL)
-    means = np.cumprod(precision, axis=1) ** (1 / np.arange(1, ORDERS + 1))
-    ratio = (length + _TINY) / (wanted + _SMALL)
+    means = np.cumprod(precision, axis=-1) ** (1 / np.arange(1, ORDERS + 1))
+    ratio = (said[..., :1] + _TINY) / (wanted + _SMALL)
     with np.errstate(over="ignore"):
-        penalty = np.where(ratio < 1, np.exp(1 - 1 / ratio), 1.0)
-    result: np.ndarray = means * penalty[:, None]
+        brevity = np.where(ratio < 1, np.exp(1 - 1 / ratio), 1.0)
+    result: Floats = means * brevity
     return result
+
+
+def _statistics(
+    hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]], runs: Sequence[Runs]
+) -> Floats:
+    """``(n, 9)``: those of :func:`bleu_of`, for each photo."""
+    lengths = [len(tokens) for tokens in hypotheses]
+    closest = [
+        min((abs(len(reference) - said), len(reference)) for reference in group)[1]
+        for said, group in zip(lengths, references, strict=True)
+    ]
+    said = np.maximum(0, np.subtract.outer(lengths, np.arange(ORDERS)))  # (n, 4)
+    matched = [_matched(of_order, len(hypotheses)) for of_order in runs]
+    return np.column_stack([closest, said, *matched]).astype(float)
+
+
+def _matched(runs: Runs, photos: int) -> Floats:
+    """How many runs of each caption its references have, ``(photos,)``.
+
+    A run counts as often as in the reference that has it most often.
+    """
+    said, wanted = runs.met
+    most = np.zeros_like(runs.said.count)
+    np.maximum.at(most, said, runs.wanted.count[wanted])
+    return np.bincount(
+        runs.said.caption, weights=np.minimum(runs.said.count, most), minlength=photos
+    ).astype(float)

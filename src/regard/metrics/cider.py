@@ -12,17 +12,20 @@ and its weight ``log(photos / photos with it)`` is 0.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
+from numpy.typing import NDArray
 
-from regard.metrics.ngrams import ORDERS, Ngram, count_ngrams
+from regard.metrics.ngrams import ORDERS, Integers, Ngram, Runs, count_runs
 from regard.metrics.score import Score, Tokens, check_photos
 
 SIGMA = 6.0
 """Width of the penalty on the difference of lengths, in words."""
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -35,18 +38,20 @@ class DocumentFrequencies:
     @classmethod
     def of(cls, references: Iterable[Sequence[Tokens]]) -> DocumentFrequencies:
         """Count them in the references of some photos."""
-        counts: Counter[Ngram] = Counter()
-        photos = 0
-        for group in references:
-            photos += 1
-            counts.update({ngram for tokens in group for ngram in count_ngrams(tokens)})
-        return cls(photos, counts)
+        groups = list(references)
+        photo = _photo_of_each(groups)
+        counts: dict[Ngram, int] = {}
+        for runs in count_runs([()] * len(groups), groups):
+            counts.update(zip(runs.ngrams(), _photos_with(runs, photo).tolist(), strict=True))
+        return cls(len(groups), counts)
 
 
 def cider(
     hypotheses: Sequence[Tokens],
     references: Sequence[Sequence[Tokens]],
     frequencies: DocumentFrequencies | None = None,
+    *,
+    runs: Sequence[Runs] | None = None,
 ) -> Score:
     """CIDEr, from 0 to 10; the corpus value is the mean over photos.
 
@@ -55,58 +60,57 @@ def cider(
         references: for each photo at least one.
         frequencies: those of these references unless others are given, such as the training
             split's.
+        runs: what :func:`count_runs` finds in them, where it is known already.
 
     Raises:
         DataError: the captions and references do not fit together.
     """
     check_photos(hypotheses, references)
-    weigh = _Weigher(frequencies or DocumentFrequencies.of(references))
-    each = np.array(
-        [
-            sum(_similarity(said, weigh(reference)) for reference in group) / len(group)
-            for said, group in zip(map(weigh, hypotheses), references, strict=True)
-        ]
-    )
+    photo = _photo_of_each(references)  # (m,), of m references
+    # The COCO evaluation measures the length in pairs of words.
+    said = np.array([max(0, len(tokens) - 1) for tokens in hypotheses])  # (n,)
+    wanted = np.array([max(0, len(tokens) - 1) for tokens in chain.from_iterable(references)])
+    similarity = np.zeros(len(photo))
+    for of_order in runs or count_runs(hypotheses, references):
+        if frequencies is None:
+            photos, having = len(hypotheses), _photos_with(of_order, photo)
+        else:
+            photos = frequencies.photos
+            having = np.array([frequencies.counts.get(ngram, 0) for ngram in of_order.ngrams()])
+        rarity = math.log(max(1, photos)) - np.log(np.maximum(1, having))  # (runs,)
+        similarity += _cosine(of_order, rarity, photo)
+    similarity *= 10 / ORDERS * np.exp(-((said[photo] - wanted) ** 2) / (2 * SIGMA**2))
+    each = np.bincount(photo, weights=similarity) / np.bincount(photo)  # (n,)
     return Score("CIDEr", float(each.mean()), each, "regard")
 
 
-@dataclass(frozen=True)
-class _Weighed:
-    """A caption as weights of its runs, their norms by order, and its number of words."""
-
-    weights: dict[Ngram, float]
-    norms: tuple[float, ...]
-    length: int
+def _photo_of_each(references: Sequence[Sequence[Tokens]]) -> Integers:
+    """The number of its photo for each reference."""
+    return np.repeat(np.arange(len(references)), [len(group) for group in references])
 
 
-class _Weigher:
-    """Captions to weights: the count of each run times the logarithm of its rarity."""
-
-    def __init__(self, frequencies: DocumentFrequencies) -> None:
-        self._all = math.log(max(1, frequencies.photos))
-        self._logs = {ngram: math.log(count) for ngram, count in frequencies.counts.items()}
-
-    def __call__(self, tokens: Tokens) -> _Weighed:
-        squares = [0.0] * ORDERS
-        weights = {}
-        for ngram, count in count_ngrams(tokens).items():
-            weight = count * (self._all - self._logs.get(ngram, 0.0))
-            weights[ngram] = weight
-            squares[len(ngram) - 1] += weight * weight
-        # The COCO evaluation measures the length in pairs of words.
-        return _Weighed(weights, tuple(map(math.sqrt, squares)), max(0, len(tokens) - 1))
+def _photos_with(runs: Runs, photo: Integers) -> Integers:
+    """In how many photos' references each run stands, ``(runs,)``."""
+    distinct = len(runs.example)
+    # Sorted and compared with the neighbour: four times faster than numpy's unique.
+    places = np.sort(photo[runs.wanted.caption] * distinct + runs.wanted.run)
+    places = places[np.diff(places, prepend=-1) > 0]
+    return np.bincount(places % max(1, distinct), minlength=distinct)
 
 
-def _similarity(said: _Weighed, wanted: _Weighed) -> float:
-    """Ten times the mean over the orders of the clipped cosine, with the penalty on length."""
-    dots = [0.0] * ORDERS
-    for ngram, weight in said.weights.items():
-        other = wanted.weights.get(ngram)
-        if other is not None:
-            dots[len(ngram) - 1] += min(weight, other) * other
-    total = sum(
-        dot / (a * b) if a and b else dot
-        for dot, a, b in zip(dots, said.norms, wanted.norms, strict=True)
+def _cosine(runs: Runs, rarity: Floats, photo: Integers) -> Floats:
+    """The clipped cosine of each reference with its photo's caption, ``(m,)``."""
+    said = runs.said.count * rarity[runs.said.run]
+    wanted = runs.wanted.count * rarity[runs.wanted.run]
+    a, b = runs.met
+    dot = _sums(runs.wanted.caption[b], np.minimum(said[a], wanted[b]) * wanted[b], len(photo))
+    norms = np.sqrt(
+        _sums(runs.said.caption, said**2, photo[-1] + 1)[photo]
+        * _sums(runs.wanted.caption, wanted**2, len(photo))
     )
-    difference = said.length - wanted.length
-    return 10 * total / ORDERS * math.exp(-(difference**2) / (2 * SIGMA**2))
+    return np.divide(dot, norms, out=np.zeros_like(norms), where=norms > 0)
+
+
+def _sums(caption: Integers, values: Floats, captions: int) -> Floats:
+    """The sum over the rows of each caption, ``(captions,)``."""
+    return np.bincount(caption, weights=values, minlength=captions).astype(float)

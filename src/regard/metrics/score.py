@@ -24,6 +24,9 @@ class Score:
     """``(n,)``, float64: the value for each photo."""
     engine: str
     """What computed it."""
+    statistics: np.ndarray | None = None
+    """``(n, S)``: what is summed over photos before the value for all of them is computed (BLEU,
+    METEOR); none where that value is the mean of ``per_photo``."""
 
 
 def check_photos(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from regard.metrics.bleu import bleu
 from regard.metrics.cider import cider
+from regard.metrics.ngrams import count_runs
 from regard.metrics.rouge import rouge_l
-from regard.metrics.score import Score, Tokens
+from regard.metrics.score import Score, Tokens, check_photos
 
 
 def score_all(
@@ -22,9 +23,11 @@ def score_all(
     Raises:
         DataError: the captions and references do not fit together.
     """
+    check_photos(hypotheses, references)
+    runs = count_runs(hypotheses, references)  # once for the two that look at runs
     scores = [
-        *bleu(hypotheses, references),
+        *bleu(hypotheses, references, runs=runs),
         rouge_l(hypotheses, references),
-        cider(hypotheses, references),
+        cider(hypotheses, references, runs=runs),
     ]
     return {score.name: score for score in scores}

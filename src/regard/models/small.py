@@ -1,9 +1,10 @@
 """A small convolutional encoder that is trained together with the decoder.
 
 For demonstrations on a laptop and for tests of the whole path, where no pretrained weights are at
-hand: five strided convolutions and two residual blocks. Group normalisation instead of batch
-normalisation, so that a photo alone and the same photo in a batch give the same features, in
-training too.
+hand: strided convolutions and residual blocks. Instance normalisation (Ulyanov et al., "Instance
+normalization: the missing ingredient for fast stylization", 2016) instead of batch normalisation,
+so that a photo alone and the same photo in a batch give the same features, in training too. With
+channels normalised in groups instead, shapes are still at chance when these are learnt.
 """
 
 import torch
@@ -27,30 +28,32 @@ class SmallEncoder(nn.Module):
         self.stem = nn.Sequential(
             _Convolution(3, width // 4, kernel=5, stride=2),
             _Convolution(width // 4, width // 2, kernel=3, stride=2),
+            _Residual(width // 2),
             _Convolution(width // 2, width, kernel=3, stride=2),
+            _Residual(width),
         )
-        self.residual1 = _Residual(width)
         self.down = _Convolution(width + 2, width, kernel=3, stride=2)
-        self.residual2 = _Residual(width)
+        self.residual = _Residual(width)
 
     def forward(self, images: Tensor) -> Tensor:
         """Photos (B, 3, 16 H, 16 W), normalised, to features (B, D, H, W), zero or above."""
-        x = self.residual1(self.stem(images))  # (B, D, 2 H, 2 W)
+        images = images.contiguous(memory_format=torch.channels_last)
+        x = self.stem(images)  # (B, D, 2 H, 2 W)
         # Convolutions see a neighbourhood, not a place: captions that say "left of" need the place.
         x = torch.cat([x, _places(x)], dim=1)  # (B, D + 2, 2 H, 2 W)
-        features: Tensor = self.residual2(self.down(x))  # (B, D, H, W)
+        features: Tensor = self.residual(self.down(x))  # (B, D, H, W)
         return features
 
 
 class _Convolution(nn.Module):
-    """Convolution, group normalisation, ReLU."""
+    """Convolution, normalisation, ReLU."""
 
     def __init__(self, in_channels: int, channels: int, *, kernel: int, stride: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(
             in_channels, channels, kernel, stride=stride, padding=kernel // 2, bias=False
         )
-        self.norm = nn.GroupNorm(2, channels)
+        self.norm = _Normalisation(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels in, h, w) to (B, channels, h / stride, w / stride)."""
@@ -63,11 +66,30 @@ class _Residual(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm = nn.GroupNorm(2, channels)
+        self.norm = _Normalisation(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, h, w) to the same shape."""
         return functional.relu(x + self.norm(self.conv(x)), inplace=True)
+
+
+class _Normalisation(nn.Module):
+    """Each channel of each photo to mean 0 and deviation 1 over its places, then scaled anew.
+
+    torch's own module for this is three times slower on a CPU.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, h, w) to the same shape."""
+        variance, mean = torch.var_mean(x.float(), dim=(2, 3), keepdim=True, correction=0)
+        scale = self.weight * torch.rsqrt(variance + 1e-5)  # (B, channels, 1, 1)
+        normalised: Tensor = x * scale.to(x.dtype) + (self.bias - mean * scale).to(x.dtype)
+        return normalised
 
 
 def _places(x: Tensor) -> Tensor:
