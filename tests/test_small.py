@@ -12,13 +12,26 @@ def test_a_region_is_sixteen_pixels(size: tuple[int, int]) -> None:
     assert features.shape == (2, 16, size[0] // 16, size[1] // 16)
 
 
-def test_alone_equals_in_a_batch_in_training_too() -> None:
+def test_alone_equals_in_a_batch() -> None:
     torch.manual_seed(0)
-    encoder = SmallEncoder(width=16).train()
+    encoder = SmallEncoder(width=16)
+    encoder(torch.randn(4, 3, 112, 112))  # statistics that are not those of the beginning
+    encoder.eval()
     photos = torch.randn(4, 3, 112, 112)
-    together = encoder(photos)
     alone = torch.cat([encoder(photo[None]) for photo in photos])
-    torch.testing.assert_close(together, alone)
+    torch.testing.assert_close(encoder(photos), alone)
+
+
+def test_a_region_knows_nothing_of_what_is_far_away() -> None:
+    """Else its words could be said while looking elsewhere."""
+    torch.manual_seed(0)
+    encoder = SmallEncoder(width=16).eval()
+    photo = torch.randn(1, 3, 112, 112)
+    changed = photo.clone()
+    changed[:, :, 64:, 64:] += 1
+    before, after = encoder(photo), encoder(changed)
+    torch.testing.assert_close(before[:, :, :2, :2], after[:, :, :2, :2], rtol=0, atol=0)
+    assert not torch.allclose(before[:, :, 5, 5], after[:, :, 5, 5])
 
 
 def test_every_weight_gets_a_gradient() -> None:

@@ -192,16 +192,21 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
                 "hidden_width": 192,
                 "attention_width": 96,
                 "dropout": 0.2,
+                # The mean of all regions would say what the photo holds before any is looked at.
+                "start_state": "zeros",
             },
             "train": {
-                "epochs": 20,
+                "epochs": 14,
                 "grouping": "photo",
+                "batch_size": 16,
+                "captions_per_photo": 2,
                 "optimizer": "adamw",
                 "weight_decay": 0.01,
                 "learning_rate": 2e-3,
                 "schedule": "cosine",
                 "warmup_steps": 50,
             },
+            "validation": {"max_photos": 200},
         },
     ),
 }

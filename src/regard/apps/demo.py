@@ -23,7 +23,7 @@ from regard.plots import gallery_figure, loss_figure
 from regard.training.log import read_log
 from regard.training.run import Listener, train
 
-SCENES = 2000
+SCENES = 4000
 """Scenes drawn; a tenth is never seen in training."""
 
 SHOWN = 8

@@ -113,13 +113,16 @@ class Encoder(nn.Module):
             return _regions(self.backbone(images))
 
     def train(self, mode: bool = True) -> Self:
-        """Set the training mode; frozen weights and batch norms stay in eval mode regardless."""
+        """Set the training mode; what is frozen or pretrained keeps its batch norms in eval mode.
+
+        The running statistics belong to the pretrained weights. A batch of captioning photos is too
+        small to estimate better ones, in fine-tuning too.
+        """
         super().train(mode and not self.frozen)
-        for module in self.modules():
-            # The running statistics belong to the pretrained weights. A batch of captioning photos
-            # is too small to estimate better ones, in fine-tuning too.
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
+        if isinstance(self.backbone, ResNet):
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
         return self
 
     def unfreeze(self, stages: int) -> None:
