@@ -25,7 +25,7 @@ from regard.describe import Decoding
 from regard.errors import DataError
 from regard.gaze_check import GazeCheck, Thing, check_gaze, render, things_named
 from regard.images import Preparation
-from regard.models.encoders import Encoder, load_encoder
+from regard.models.encoders import Encoder
 from regard.models.lstm import LstmDecoder
 from regard.text.vocabulary import Vocabulary
 from test_images import turned
@@ -33,38 +33,40 @@ from test_images import turned
 GREEDY = Decoding(beam=1)
 
 
-class Brightness(nn.Module):
-    """A backbone that sees nothing but how bright a region is."""
+class MeanColours(nn.Module):
+    """A backbone that sees nothing but the mean colour of each region."""
 
-    stride, width = 16, 1
+    stride, width = 16, 3
 
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(()))
 
     def forward(self, images: Tensor) -> Tensor:
-        light = images.mean(dim=1, keepdim=True)
-        return self.scale * functional.avg_pool2d(light, self.stride)  # (B, 1, H, W)
+        return self.scale * functional.avg_pool2d(images, self.stride)  # (B, 3, H, W)
+
+
+def colour_encoder(resize: Any = "squash") -> Encoder:
+    preparation = Preparation((224, 224), resize)
+    return Encoder(id="colours", backbone=MeanColours(), preparation=preparation, frozen=True)  # type: ignore[arg-type]
 
 
 def lamp_finder(resize: Any = "squash") -> Model:
     """A captioner that says "lamp" and, by its weights, must look at the brightest region."""
     words = Vocabulary(["lamp", "table"])
-    preparation = Preparation((224, 224), resize)
-    encoder = Encoder(id="small", backbone=Brightness(), preparation=preparation, frozen=True)  # type: ignore[arg-type]
     decoder = LstmDecoder(
-        vocabulary_size=len(words), feature_width=1,
+        vocabulary_size=len(words), feature_width=3,
         embedding_width=2, hidden_width=4, attention_width=1,
     )  # fmt: skip
     with torch.no_grad():
-        decoder.attention.of_region.weight.fill_(1)
+        decoder.attention.of_region.weight.fill_(1 / 3)  # brightness
         decoder.attention.of_region.bias.zero_()
         decoder.attention.of_hidden.weight.zero_()
         decoder.attention.score.weight.fill_(30)
         decoder.output.weight.zero_()
         decoder.output.bias[words.id("lamp")] = 5
         decoder.output.bias[words.end] = 9  # never first
-    return Model(make_config(), words, encoder, decoder.eval(), "by hand", {})
+    return Model(make_config(), words, colour_encoder(resize), decoder.eval(), "by hand", {})
 
 
 def dark_room(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
@@ -195,13 +197,14 @@ def test_reading_its_own_captions_to_it_gives_the_maps_it_said_them_with(tmp_pat
     words = Vocabulary("a red blue star heart on sand".split())
     torch.manual_seed(1)
     decoder = LstmDecoder(
-        vocabulary_size=len(words), feature_width=128,
+        vocabulary_size=len(words), feature_width=3,
         embedding_width=8, hidden_width=16, attention_width=8,
     ).eval()  # fmt: skip
     with torch.no_grad():  # decided, so that it says and looks at something else each time
         decoder.output.weight.mul_(60)
-        decoder.attention.score.weight.mul_(20)
-    model = Model(make_config(), words, load_encoder("small").eval(), decoder, "random", {})
+        decoder.attention.of_hidden.weight.mul_(10)
+        decoder.attention.score.weight.mul_(10)
+    model = Model(make_config(), words, colour_encoder(), decoder, "random", {})
     drawn = read_dataset(tmp_path / "scenes").split("test")
     captioner = Captioner(model, device="cpu")
     decoding = Decoding(beam=1, max_length=7)

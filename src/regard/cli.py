@@ -627,28 +627,31 @@ def _print_evaluation(result: Evaluation) -> None:
 def _print_comparison(found: Comparison) -> None:
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
-    table = Table(show_edge=False, pad_edge=False, box=None, padding=(0, 3, 0, 0))
-    table.add_column("")
-    for name in found.names:
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in found.names[1:]:
-        table.add_column(f"{name} - {found.names[0]}", justify="right", no_wrap=True)
-        table.add_column("p", justify="right", no_wrap=True)
+    table = Table(show_edge=False, pad_edge=False, box=None, padding=(0, 2, 0, 0))
+    for name in ("", "evaluation", "value", "95 %", f"less {found.names[0]}", "95 %", "p"):
+        table.add_column(name, justify="left" if name in ("", "evaluation") else "right")
+    differences = {(d.score, d.other): d for d in found.differences}
     for score, intervals in found.scores.items():
-        cells = [f"{i.value:.4f} [{i.low:.4f}, {i.high:.4f}]" for i in intervals]
-        for d in found.differences:
-            if d.score == score:
-                of = d.difference
-                cells += [f"{of.value:+.4f} [{of.low:+.4f}, {of.high:+.4f}]", f"{d.p:.4f}"]
-        table.add_row(score, *(Text(cell) for cell in cells))
-    console = Console(highlight=False, soft_wrap=True)
+        for name, of in zip(found.names, intervals, strict=True):
+            first = name == found.names[0]
+            cells = [
+                score if first else "",
+                name,
+                f"{of.value:.4f}",
+                f"{of.low:.4f} to {of.high:.4f}",
+            ]
+            if (d := differences.get((score, name))) is not None:
+                less = d.difference
+                cells += [
+                    f"{less.value:+.4f}", f"{less.low:+.4f} to {less.high:+.4f}", f"{d.p:.4f}"
+                ]  # fmt: skip
+            table.add_row(*cells)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     console.print(table)
     console.print(
-        f"\n{found.photos} photos; in brackets, 95 % of {found.resamples:,} paired drawings of "
-        "them with replacement; p is two-sided.",
-        markup=False,
+        f"\n{found.photos} photos; intervals from {found.resamples:,} paired drawings of them with "
+        "replacement; p is two-sided."
     )
     for line in found.left_out:
         _note(f"Left out: {line}")
