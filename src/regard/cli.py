@@ -629,8 +629,9 @@ def _print_comparison(found: Comparison) -> None:
     from rich.table import Table
 
     table = Table(show_edge=False, pad_edge=False, box=None, padding=(0, 2, 0, 0))
-    for name in ("", "evaluation", "value", "95 %", f"less {found.names[0]}", "95 %", "p"):
-        table.add_column(name, justify="left" if name in ("", "evaluation") else "right")
+    for name in ("", "evaluation", "value", "95 %", "difference", "95 %", "p"):
+        text = name in ("", "evaluation")
+        table.add_column(name, justify="left" if text else "right", no_wrap=True)
     differences = {(d.score, d.other): d for d in found.differences}
     for score, intervals in found.scores.items():
         for name, of in zip(found.names, intervals, strict=True):
@@ -639,19 +640,20 @@ def _print_comparison(found: Comparison) -> None:
                 score if first else "",
                 name,
                 f"{of.value:.4f}",
-                f"{of.low:.4f} to {of.high:.4f}",
+                f"{of.low:.3f} to {of.high:.3f}",
             ]
             if (d := differences.get((score, name))) is not None:
                 less = d.difference
                 cells += [
-                    f"{less.value:+.4f}", f"{less.low:+.4f} to {less.high:+.4f}", f"{d.p:.4f}"
+                    f"{less.value:+.4f}", f"{less.low:+.3f} to {less.high:+.3f}", f"{d.p:.4f}"
                 ]  # fmt: skip
             table.add_row(*cells)
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    # A table is cut where a line of text goes on: a narrow terminal shall wrap both.
+    console = Console(highlight=False, markup=False, width=max(100, Console().width))
     console.print(table)
     console.print(
-        f"\n{found.photos} photos; intervals from {found.resamples:,} paired drawings of them with "
-        "replacement; p is two-sided."
+        f"\nDifferences are from {found.names[0]}. {found.photos} photos; intervals from "
+        f"{found.resamples:,} paired drawings of them with replacement; p is two-sided."
     )
     for line in found.left_out:
         _note(f"Left out: {line}")
