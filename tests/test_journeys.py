@@ -148,6 +148,32 @@ def test_scores_agree_with_those_of_the_captions_from_a_file(place):
         assert again["scores"] == pytest.approx(scores["scores"])
 
 
+def test_a_score_that_cannot_be_had_leaves_the_others(place):
+    arguments = ["evaluate", "tiny", "--model", "run", "--no-meteor", "--json", "rest.json"]
+    done = tiny.regard(
+        *arguments, "--spice", "--clip", "./none", cwd=place, code=1, PATH=str(place)
+    )
+    assert "SPICE is left out: " in done.stderr
+    assert "CLIPScore is left out: CLIP model './none': there is no such folder" in done.stderr
+    rest = json.loads((place / "rest.json").read_text())
+    assert set(rest["scores"]) == {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr"}
+    assert len(rest["left_out"]) == 2
+
+
+def test_evaluations_are_compared(place):
+    for beam in (1, 3):
+        tiny.regard(
+            "evaluate", "tiny", "--model", "run", "--beam", beam, "--no-meteor",
+            "--json", f"beam{beam}.json", cwd=place,
+        )  # fmt: skip
+    done = tiny.regard("compare", "beam1.json", "beam3.json", "--json", "both.json", cwd=place)
+    assert "Differences are from beam1. 6 photos" in done.stdout
+    both = json.loads((place / "both.json").read_text())
+    assert {d["other"] for d in both["differences"]} == {"beam3"}
+    alone = tiny.regard("compare", "beam1.json", cwd=place, code=2)
+    assert "A comparison needs two evaluations or more, 1 was given" in alone.stderr
+
+
 def test_features_of_a_frozen_encoder_are_made_once(place):
     from test_checkpoint import resnet_file
 

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from regard.errors import DataError
+from regard.metrics.bleu import bleu, bleu_of
 from regard.metrics.cider import DocumentFrequencies, cider
+from regard.metrics.ngrams import count_runs
 from regard.metrics.scores import score_all
 
 STORED = Path(__file__).parent / "data" / "scores.json"
@@ -126,6 +128,63 @@ def test_photos_are_independent_given_the_frequencies():
         cider([h], [r], frequencies).corpus for h, r in zip(hypotheses, references, strict=True)
     ]
     np.testing.assert_allclose(together, alone)
+
+
+def test_bleu_comes_from_statistics_that_add_up():
+    hypotheses, references = corpus(7)
+    together = bleu(hypotheses, references)
+    statistics = together[0].statistics
+    assert statistics.shape == (len(hypotheses), 9)
+    parts = [
+        bleu(hypotheses[some], references[some])[0].statistics
+        for some in (slice(0, 13), slice(13, None))
+    ]
+    np.testing.assert_array_equal(np.concatenate(parts), statistics)
+    corpora = [score.corpus for score in together]
+    np.testing.assert_array_equal(bleu_of(statistics.sum(0)), corpora)
+    # Drawn photos, as a bootstrap draws them: some twice, some never.
+    drawn = np.random.default_rng(0).integers(0, len(hypotheses), (3, len(hypotheses)))
+    expected = [
+        [s.corpus for s in bleu([hypotheses[i] for i in row], [references[i] for i in row])]
+        for row in drawn
+    ]
+    np.testing.assert_allclose(bleu_of(statistics[drawn].sum(1)), expected, atol=1e-12)
+
+
+def test_what_the_statistics_are():
+    said = "a dog and a dog".split()
+    wanted = ["a dog and a".split(), "a dog , a dog , a dog".split(), ["a"]]
+    closest = [4.0]
+    runs, matched = [5.0, 4, 3, 2], [5.0, 4, 2, 1]
+    np.testing.assert_array_equal(bleu([said], [wanted])[0].statistics, [closest + runs + matched])
+    two_words = bleu([["a", "dog"]], [[["a", "dog"]]])[0].statistics
+    np.testing.assert_array_equal(two_words, [[2, 2, 1, 0, 0, 2, 1, 0, 0]])
+
+
+def test_runs_that_are_counted_already_give_the_same_scores():
+    hypotheses, references = corpus(8)
+    runs = count_runs(hypotheses, references)
+    assert cider(hypotheses, references, runs=runs).corpus == cider(hypotheses, references).corpus
+    again = bleu(hypotheses, references, runs=runs)
+    assert [s.corpus for s in again] == [s.corpus for s in bleu(hypotheses, references)]
+
+
+@pytest.mark.parametrize("said", [[], ["a"], ["never", "seen"]])
+def test_captions_that_share_nothing_score_nothing(said):
+    scores = score_all([said, said], [[["two", "men"]], [[], ["a", "red", "hat"]]])
+    assert scores["CIDEr"].per_photo[0] == scores["ROUGE-L"].per_photo[0] == 0
+    assert scores["BLEU-1"].per_photo[0] == pytest.approx(0, abs=1e-6)
+    assert all(np.isfinite(score.per_photo).all() for score in scores.values())
+
+
+def test_frequencies_say_in_how_many_photos_a_run_stands():
+    references = [[["a", "dog"], ["a", "a", "dog"]], [["a", "cat"], []]]
+    frequencies = DocumentFrequencies.of(references)
+    assert frequencies.photos == 2
+    assert frequencies.counts == {
+        ("a",): 2, ("dog",): 1, ("cat",): 1, ("a", "dog"): 1, ("a", "a"): 1, ("a", "cat"): 1,
+        ("a", "a", "dog"): 1,
+    }  # fmt: skip
 
 
 def test_what_cannot_be_scored_is_refused():

@@ -42,14 +42,16 @@ def place(tmp_path_factory) -> Path:
     (data / "photos" / "13.png").rename(data / "photos" / HOSTILE_NAME)
     rows = [json.loads(line) for line in (data / "captions.jsonl").read_text().splitlines()]
     for row in rows:
+        if row["split"] == "val":
+            row["caption"] += HOSTILE
         if row["image"] == "photos/13.png":
             row["image"] = f"photos/{HOSTILE_NAME}"
-            row["caption"] += HOSTILE
     rows[0]["caption"] += HOSTILE  # of a training photo: its words are in the vocabulary
     (data / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tiny.regard(
-        "train", "tiny", "--preset", "scenes", *tiny.QUICK, "--set", "train.epochs=30",
-        "--set", "train.learning_rate=5e-3", "--out", "run", cwd=folder,
+        "train", "tiny", "--preset", "scenes", *tiny.QUICK, "--set", "train.epochs=60",
+        "--set", "train.learning_rate=5e-3", "--set", "train.batch_size=3", "--out", "run",
+        cwd=folder,
     )  # fmt: skip
     return folder
 
@@ -69,7 +71,7 @@ def report(place) -> Callable[..., str]:
 
 @pytest.fixture(scope="module")
 def alone(report) -> str:
-    return report("alone", "run", photos=5)
+    return report("alone", "run", photos=6)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,7 @@ def pair(place, report) -> str:
     settings["settings"]["train"]["clip"] = 7.5
     (other / "settings.json").write_text(json.dumps(settings))
     (other / "machine.json").write_text('{"machine": {"cores": 64}, "versions": {"torch": "9.9"}}')
-    return report("pair", "run", "<b>$2", photos=2)
+    return report("pair", "run", "<b>$2", photos=1)
 
 
 def text_of(page: str) -> str:
@@ -102,12 +104,12 @@ def test_the_page_says_what_the_run_left(place, alone):
     assert "BLEU-4" in text
     assert "hidden_width 24" in text
     assert "6 photos of tiny, val" in text
-    assert alone.count('class="card"') == 5
-    assert alone.count("data:image/jpeg;base64,") == 5
+    assert alone.count('class="card"') == 6
+    assert alone.count("data:image/jpeg;base64,") == 6
     assert alone.count("<svg ") == 4
     linked = {Path(name).name for name in re.findall(r'href="(figures/[^"]+)"', alone)}
     assert linked == {file.name for file in (place / "alone" / "figures").iterdir()}
-    assert {f"gaze-{k}-1.{e}" for k in ("best", "middle", "worst") for e in ("png", "svg")} < linked
+    assert {f"gaze-all-{n}.{e}" for n in range(1, 7) for e in ("png", "svg")} < linked
 
 
 def test_the_page_asks_for_nothing_from_elsewhere(alone):
@@ -115,7 +117,7 @@ def test_the_page_asks_for_nothing_from_elsewhere(alone):
     loaded += re.findall(r'<link[^>]*href="([^"]*)"', alone)
     assert loaded
     assert {address.split(",")[0] for address in loaded} <= {"data:image/jpeg;base64", "data:"}
-    assert "url(" not in alone
+    assert not re.search(r"url\((?!#)", alone)
     assert "@import" not in alone
 
 
@@ -126,6 +128,7 @@ def test_what_is_made_to_harm_is_text(alone, pair):
         assert "<b>$2" not in page
         assert page.count("<script") == 1
         assert "&lt;script&gt;window.hit=1&lt;/script&gt;" in page
+    assert "&lt;img src=x onerror=window.hit=1&gt;.png" in alone
     assert "&lt;b&gt;$2" in pair
 
 
@@ -134,10 +137,10 @@ def test_runs_stand_side_by_side(pair):
     assert "Runs side by side" in text
     assert re.search(r"Settings that differ.*train\.clip 5 7\.5 \(not the preset’s\)", text)
     assert "All settings are the same" not in text
-    assert "torch – 9.9" in text
+    assert re.search(r"torch \S+ 9\.9", text)
     assert "best" in text
-    assert pair.count('class="card"') == 2
-    assert pair.count('role="toolbar"') == 4
+    assert pair.count('class="card"') == 1
+    assert pair.count('role="toolbar"') == 2
 
 
 def test_a_run_without_a_model_gets_the_parts_it_has(place, report):
@@ -157,14 +160,14 @@ def test_a_run_without_a_model_gets_the_parts_it_has(place, report):
 
 
 def test_a_report_is_replaced_and_nothing_else_is_touched(place, report):
-    report("twice", "run", photos=6)
+    report("twice", "run", photos=4)
     out = place / "twice"
     mine = out / "figures" / "mine.txt"
     mine.write_text("mine")
-    assert (out / "figures" / "gaze-all-6.png").exists()
-    report("twice", "run", photos=3)
+    assert (out / "figures" / "gaze-best-2.png").exists()
+    report("twice", "run", photos=1)
     assert mine.read_text() == "mine"
-    assert not (out / "figures" / "gaze-all-6.png").exists()
+    assert not (out / "figures" / "gaze-best-2.png").exists()
     assert (out / "figures" / "gaze-best-1.png").exists()
     assert not [f for f in [*place.rglob("*.new")] if "cache" not in f.parts]
 
@@ -186,7 +189,7 @@ def test_a_failure_leaves_the_old_report(place, report, monkeypatch):
 
     monkeypatch.setattr("regard.apps.report.origin", fail)
     with pytest.raises(RuntimeError):
-        report("kept", "run", photos=3)
+        report("kept", "run", photos=1)
     assert (place / "kept" / "index.html").read_text(encoding="utf-8") == before
     assert not [f for f in place.iterdir() if f.name.endswith(".new")]
 
@@ -250,7 +253,7 @@ def test_flat_maps_are_called_flat(place, report, monkeypatch):
     focused[:, 1, 1] = 1
     (one,) = gaze({"r": [caption(flat)] * 6})
     assert one["flat"]
-    assert one["share"] == "100 %"
+    assert one["share"] == "100%"
     (one,) = gaze({"r": [caption(focused)] * 6})
     assert not one["flat"]
     assert one["covered"] == "1"
@@ -276,7 +279,7 @@ def test_people_stand_beside_the_runs_and_the_best_is_marked():
     assert table["rows"] == [
         {"name": "CIDEr", "values": [("0.500", False), ("0.610", True)], "human": "0.900"}
     ]
-    assert [row["values"] for row in table["diagnosis"]] == [["–", "9.250"], ["–", "31"]]
+    assert [row["values"] for row in table["diagnosis"]] == [["–", "9.2"], ["–", "31"]]
     assert scores({}) is None
 
 
@@ -332,9 +335,10 @@ def visit(browser, place) -> Iterator[Callable[..., Any]]:
     def open_report(name: str, **options: Any) -> Any:
         context = browser.new_context(**options)
         contexts.append(context)
+        context.set_default_timeout(10_000)
         context.route("**/*", judge)
         page = context.new_page()
-        page.on("console", lambda message: wrong.append(message.text))
+        page.on("console", lambda said: said.type == "error" and wrong.append(said.text))
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.goto((place / name / "index.html").as_uri())
         return page
@@ -457,7 +461,7 @@ def test_day_and_night_have_contrast(visit, pair, scheme):
 
 def test_words_are_searched(visit, alone):
     page = visit("alone")
-    page.get_by_text("All words").click()
+    page.get_by_text("All words, the most frequent first").click()
     listed = page.locator(".list")
     assert {"red", "circle"} <= set(listed.inner_text().split())
     page.get_by_label("Search").fill("RE")
@@ -477,17 +481,17 @@ def test_it_prints(visit, alone):
 
 def test_without_scripts_the_figures_are_there(visit, place, alone):
     page = visit("alone", java_script_enabled=False)
-    assert page.get_by_text("drawn in the figure linked below").is_visible()
+    assert page.get_by_text("drawn in the figure linked beside").is_visible()
     assert not page.locator(".search").is_visible()
-    link = page.locator(".said .files a").first.get_attribute("href")
+    link = page.locator(".files a[href*=gaze]").first.get_attribute("href")
     assert (place / "alone" / link).read_bytes().startswith(b"\x89PNG")
 
 
 def test_everything_has_a_name_for_those_who_listen(visit, pair):
     page = visit("pair")
     nameless = page.evaluate(
-        """[...document.querySelectorAll('a, button, input, summary, img, [role=region], [role=img],
-            [role=toolbar]')].filter(e => !(e.getAttribute('aria-label') || e.alt || e.textContent
+        """[...document.querySelectorAll(`a, button, input, summary, img, [role=region], [role=img],
+            [role=toolbar]`)].filter(e => !(e.getAttribute('aria-label') || e.alt || e.textContent
             || e.labels?.length)).map(e => e.outerHTML.slice(0, 80))"""
     )
     assert nameless == []

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regard.data.dataset import read_dataset
-from regard.text.tokenise import PUNCTUATION, detokenise, tokenise
+from regard.text.tokenise import PUNCTUATION, _by_rules, detokenise, tokenise
 
 STORED = json.loads((Path(__file__).parent / "data" / "ptb_cases.json").read_text(encoding="utf-8"))
 
@@ -46,6 +46,21 @@ def test_any_text_has_words(text):
     words = tokenise(text)
     assert not set(words) & PUNCTUATION
     assert all(word for word in words)
+
+
+LETTERS = st.lists(
+    st.one_of(
+        st.text("abcdxDIT", min_size=1, max_size=3),
+        st.sampled_from("cannot Gonna gotta etc Mr ill Ill no fig US st xD com".split()),
+    ),
+    max_size=5,
+)
+
+
+@given(LETTERS, st.sampled_from(["", ".", " .", " ", " . ", ".."]))
+def test_the_short_way_gives_the_words_of_the_rules(words, end):
+    caption = " ".join(words) + end
+    assert tokenise(caption) == _by_rules(caption)
 
 
 def test_captions_are_readable_again():

@@ -352,7 +352,12 @@ def evaluate(
     extras = Extras(meteor=meteor, spice=spice, clip=clip)
     if captions is not None:
         result = evaluate_captions(
-            dataset, split, read_captions(captions), source=str(captions), extras=extras
+            dataset,
+            split,
+            read_captions(captions),
+            source=str(captions),
+            extras=extras,
+            device=device,
         )
     else:
         assert model is not None

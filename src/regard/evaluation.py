@@ -17,11 +17,14 @@ from regard.checkpoint import Model
 from regard.data.dataset import Dataset, Photo
 from regard.data.features import build_features
 from regard.describe import Decoding, describe
-from regard.errors import DataError, MissingExtraError, ScoreUnavailable
+from regard.errors import DataError, MissingExtraError, ModelError, ScoreUnavailable
+from regard.metrics.clipscore import PROMPT, clip_scores
 from regard.metrics.diagnosis import diagnose
 from regard.metrics.meteor import combine, meteor
 from regard.metrics.score import Score, Tokens
 from regard.metrics.scores import score_all
+from regard.metrics.spice import spice
+from regard.models.clip import load_clip
 from regard.models.devices import find_device
 from regard.text.tokenise import tokenise
 
@@ -151,7 +154,7 @@ def evaluate_model(
         "decoding": asdict(decoding),
     }
     return _evaluated(
-        dataset, split, photos, captions, settings, extras or Extras(),
+        dataset, split, photos, captions, settings, extras or Extras(), device,
         vocabulary=model.vocabulary.words, cut=cut,
     )  # fmt: skip
 
@@ -163,6 +166,7 @@ def evaluate_captions(
     *,
     source: str,
     extras: Extras | None = None,
+    device: str = "auto",
 ) -> Evaluation:
     """Score captions made elsewhere.
 
@@ -172,6 +176,7 @@ def evaluate_captions(
         captions: by photo: its id, or its file's name with or without the ending.
         source: where they came from, for the record.
         extras: scores beyond the usual ones.
+        device: where a CLIP computes.
 
     Raises:
         DataError: a photo has no caption; the first few and the count are listed.
@@ -190,7 +195,7 @@ def evaluate_captions(
         )
     return _evaluated(
         dataset, split, photos, [c for c in found if c is not None], {"captions": source},
-        extras or Extras(),
+        extras or Extras(), device,
     )  # fmt: skip
 
 
@@ -247,13 +252,14 @@ def _evaluated(
     captions: Sequence[str],
     settings: dict[str, Any],
     extras: Extras,
+    device: str,
     *,
     vocabulary: Sequence[str] | None = None,
     cut: Sequence[bool] | None = None,
 ) -> Evaluation:
     said = _Said(captions, [p.captions for p in photos])
     turns = _human_turns(photos)
-    (scores, *human), left_out = _score([said, *turns], [p.path for p in photos], extras)
+    (scores, *human), left_out = _score([said, *turns], [p.path for p in photos], extras, device)
     known = {
         tuple(tokenise(c)) for p in dataset.photos if p.split == "train" for c in p.captions
     } or None
@@ -313,7 +319,7 @@ def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _score(
-    turns: Sequence[_Said], paths: Sequence[Path], extras: Extras
+    turns: Sequence[_Said], paths: Sequence[Path], extras: Extras, device: str
 ) -> tuple[list[dict[str, Score]], list[str]]:
     """Every score of every turn; what cannot be had is left out, and the reason kept."""
     scorers: dict[str, Callable[[Sequence[_Said]], list[list[Score]]]] = {
@@ -323,13 +329,17 @@ def _score(
     }
     if extras.meteor is not False:
         scorers["METEOR"] = lambda turns: _in_one_go(turns, meteor, lambda s: combine(s.sum(0)))
+    if extras.spice:
+        scorers["SPICE"] = lambda turns: _in_one_go(turns, spice)
+    if (clip := extras.clip) is not None:
+        scorers["CLIPScore"] = lambda turns: _by_clip(turns, paths, clip, device)
     scores: list[dict[str, Score]] = [{} for _ in turns]
     left_out = []
     for name, scorer in scorers.items():
         try:
             for found, made in zip(scores, scorer(turns), strict=True):
                 found |= {score.name: score for score in made}
-        except (ScoreUnavailable, MissingExtraError) as error:
+        except (ScoreUnavailable, MissingExtraError, ModelError) as error:
             left_out.append(f"{name} is left out: {error}")
     return scores, left_out
 
@@ -363,3 +373,32 @@ def _in_one_go(
             sums = whole.statistics[photos]
             parts.append([Score(whole.name, float(corpus_of(sums)), each, whole.engine, sums)])
     return parts
+
+
+def _by_clip(
+    turns: Sequence[_Said], paths: Sequence[Path], source: str, device: str
+) -> list[list[Score]]:
+    """CLIPScore and RefCLIPScore of each turn; every photo and every text is read once."""
+    clip = load_clip(source, device=device)
+    photos = clip.embed_photos(paths)
+    texts = list(
+        dict.fromkeys(
+            text for turn in turns for texts in (turn.texts, *turn.references) for text in texts
+        )
+    )
+    found = clip.embed_texts([PROMPT + text for text in texts])
+    vectors = dict(zip(texts, found, strict=True))
+
+    def stack(texts: Sequence[str]) -> np.ndarray:
+        return np.stack([vectors[text] for text in texts])
+
+    engine = f"{clip.name}, weights {clip.weights_hash[:12]}"
+    return [
+        list(
+            clip_scores(
+                photos, stack(turn.texts), [stack(group) for group in turn.references],
+                engine=engine,
+            )
+        )
+        for turn in turns
+    ]  # fmt: skip

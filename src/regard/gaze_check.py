@@ -370,14 +370,14 @@ def render(check: GazeCheck) -> Group:
     """The result for a terminal: the table, what was counted, a few examples."""
     table = Table(show_edge=False, pad_edge=False, box=None, padding=(0, 2, 0, 0))
     table.add_column("word")
-    headings = ("judged", "points at it", "95 %", "mass inside", "chance", "centre", "entropy")
+    headings = ("judged", "pointing", "95 %", "mass", "chance", "centre", "entropy")
     for heading in headings:
         table.add_column(heading, justify="right")
     rows = [("all", (len(check.looks), check.measures)), *list(check.by_word.items())[:SHOWN]]
     for word, (judged, m) in rows:
         hit = m["hit"]
         table.add_row(
-            Text(word), f"{judged:,}", f"{hit.mean:.3f}", f"{hit.low:.2f} - {hit.high:.2f}",
+            Text(word), f"{judged:,}", f"{hit.mean:.3f}", f"{hit.low:.2f}-{hit.high:.2f}",
             f"{m['mass'].mean:.3f}", f"{m['chance'].mean:.3f}", f"{m['centre'].mean:.3f}",
             f"{m['entropy'].mean:.2f} ({m['evenness'].mean:.0%})",
         )  # fmt: skip

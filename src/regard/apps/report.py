@@ -411,10 +411,11 @@ def scores(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
     diagnosis = [
         {
             "name": name,
-            "values": [_quantity(way.get(name)) for way in ways],
-            "human": _quantity(human_ways.get(name)),
+            "values": [_number(way.get(name), digits) for way in ways],
+            "human": _number(human_ways.get(name), digits),
         }
         for name in dict.fromkeys(name for way in ways for name in way)
+        for digits in [_digits([way[name] for way in (*ways, human_ways) if name in way])]
     ]
     settings = first["settings"]
     engines: dict[str, list[str]] = defaultdict(list)
@@ -437,9 +438,12 @@ def _first(found: Iterable[Mapping[str, float] | None]) -> Mapping[str, float]:
     return next((values for values in found if values), {})
 
 
-def _quantity(value: float | None) -> str:
-    whole = value is not None and float(value).is_integer() and abs(value) > 1
-    return _number(value, 0 if whole else 3)
+def _digits(values: Sequence[float]) -> int:
+    """Decimals that suit shares up to 1, lengths and counts, so that a row lines up."""
+    most = max(map(abs, values))
+    if most <= 1:
+        return 3
+    return 0 if most >= 100 or all(float(value).is_integer() for value in values) else 1
 
 
 def _decoding(decoding: Mapping[str, Any]) -> str:
@@ -531,7 +535,7 @@ def _looks(caption: Caption) -> list[dict[str, str]]:
 
 
 def _share(nats: float, regions: int) -> str:
-    return f"{nats / math.log(regions):.0%}".replace("%", " %") if regions > 1 else "–"
+    return f"{nats / math.log(regions):.0%}" if regions > 1 else "–"
 
 
 def entropy(maps: np.ndarray) -> np.ndarray:
@@ -580,7 +584,7 @@ def gaze(said: Mapping[str, Sequence[Caption]], *, listed: int = 8) -> list[dict
                 "regions": regions,
                 "covered": f"{math.exp(mean):.0f}",
                 "flat": regions > 1 and mean / math.log(regions) > FLAT,
-                "limit": f"{FLAT:.0%}".replace("%", " %"),
+                "limit": f"{FLAT:.0%}",
                 "limit_covered": f"{regions**FLAT:.0f}",
                 "least": least,
                 "focused": rows[:half],

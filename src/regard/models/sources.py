@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from regard.errors import ModelError
+from regard.models.hub import fetch, is_hub_id
 from regard.models.resnet import LAYOUTS, BasicBlock, ResNet
 
 
@@ -70,16 +71,22 @@ def read_resnet(
         depth = _depth_of(tensors, where=str(path))
         _check_complete(tensors, depth=depth, where=str(path))
         return PretrainedResNet(str(path.resolve()), depth, tensors, ImageStatistics())
-    if not _HUB_ID.fullmatch(source):
+    if not is_hub_id(source):
         raise ModelError(
             f"Encoder {source!r}: there is no such file or folder, and it is not a hub id. "
             "Expected the path of a folder with config.json and model.safetensors, the path of a "
             ".pth or .safetensors file, a hub id such as timm/resnet50.tv_in1k, or the word small."
         )
-    return _read_folder(_download(source, revision=revision, offline=offline), id=source)
-
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+    folder = fetch(
+        source,
+        ("config.json", "preprocessor_config.json", "model.safetensors"),
+        optional=("preprocessor_config.json",),
+        revision=revision,
+        offline=offline,
+        subject="Encoder",
+        option="--encoder",
+    )
+    return _read_folder(folder, id=source)
 
 
 # --- folders ----------------------------------------------------------------------------------
@@ -319,60 +326,3 @@ def _check_complete(tensors: Mapping[str, Tensor], *, depth: int, where: str) ->
             f"{where} does not fit ResNet-{depth}. {listing}. Use weights of a plain ResNet v1.5, "
             "or correct the architecture in config.json."
         )
-
-
-# --- the hub ----------------------------------------------------------------------------------
-
-# The weights come last: where they are, an earlier download was complete.
-_HUB_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
-_HUB_PATIENCE_S = 5.0
-
-
-def _download(repository: str, *, revision: str | None, offline: bool) -> Path:
-    """The folder of a hub repository on this machine, downloaded if it is not here yet."""
-    # Imported here: an encoder from a folder must not pay for the hub's client.
-    from huggingface_hub import (
-        get_hf_file_metadata,
-        hf_hub_download,
-        hf_hub_url,
-        try_to_load_from_cache,
-    )
-    from huggingface_hub.errors import EntryNotFoundError
-
-    weights = try_to_load_from_cache(repository, _HUB_FILES[-1], revision=revision or "main")
-    if isinstance(weights, str):
-        return Path(weights).parent
-    if offline:
-        raise ModelError(
-            f"Encoder {repository!r} is not on this machine, neither as a path nor from an earlier "
-            "download, and offline use was asked for. " + _elsewhere(repository)
-        )
-    try:
-        for name in _HUB_FILES:
-            # One short question first: the download retries for 23 seconds without network.
-            url = hf_hub_url(repository, name, revision=revision)
-            try:
-                get_hf_file_metadata(url, timeout=_HUB_PATIENCE_S)
-            except EntryNotFoundError:
-                if name == "preprocessor_config.json":
-                    continue
-                raise
-            path = Path(hf_hub_download(repository, name, revision=revision))
-        return path.parent
-    except Exception as error:
-        # The client's network errors belong to a library that it has changed twice (requests,
-        # httpx, httpx2), so they cannot be named here; the reason is passed on in full.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ModelError(
-            f"Encoder {repository!r} is not on this machine and could not be fetched from the "
-            f"hub: {reason.rstrip('.')}. " + _elsewhere(repository)
-        ) from error
-
-
-def _elsewhere(repository: str) -> str:
-    folder = repository.split("/")[-1]
-    return (
-        f"On a machine with network run: hf download {repository} --include '*.json' "
-        f"--include model.safetensors --local-dir {folder} . Copy that folder here and pass its "
-        f"path: --encoder {folder}"
-    )

@@ -121,10 +121,12 @@ _RULED = frozenset([*_JOINED, *(f"{word}." for word in _DOTTED)])
 
 def tokenise(text: str) -> list[str]:
     """The words of a caption, in small letters, without punctuation."""
-    if _LETTERS.fullmatch(text):
-        words = text.lower().split()
-        if _RULED.isdisjoint(words):
-            return text.rstrip(".").lower().split()
+    if _LETTERS.fullmatch(text) and _RULED.isdisjoint(text.lower().split()):
+        return text.rstrip(".").lower().split()
+    return _by_rules(text)
+
+
+def _by_rules(text: str) -> list[str]:
     words = []
     for match in _TOKEN.finditer(text + " "):
         word = match.group().lower()

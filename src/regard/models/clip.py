@@ -1,0 +1,239 @@
+"""CLIP: photos and texts as points of one space, near each other where they fit.
+
+It judges captions (:mod:`regard.metrics.clipscore`) and takes no part in making them. The network,
+its words and the way it wants photos prepared are transformers' own. ``E`` is the width of the
+common space.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from torch import Tensor
+
+from regard.errors import MissingExtraError, ModelError
+from regard.images import Source, open_photo
+from regard.models.devices import find_device
+from regard.models.hub import fetch, is_hub_id
+
+# SigLIP has learned from texts filled up to the full length; CLIP does not see what fills a batch.
+_FILLING: dict[str, bool | str] = {"clip": True, "siglip": "max_length"}
+
+_WEIGHTS = "model.safetensors"
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # older, newer
+_WORDS_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
+_FILES = ("config.json", *_PROCESSORS, *_WORDS_SETTINGS, "tokenizer.json", _WEIGHTS)
+
+
+class Clip:
+    """A CLIP or SigLIP, ready for photos and texts.
+
+    Attributes:
+        name: what leads back to it: its hub id, or its folder.
+        weights_hash: a hash of its file of weights.
+
+    Args:
+        model: transformers' ``CLIPModel`` or ``SiglipModel``.
+        prepare: photos in RGB to pixels (B, 3, height, width).
+        encode: texts to ids of the model's vocabulary (B, T).
+        name: see above.
+        weights_hash: see above.
+        device: where it computes.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        prepare: Callable[[Sequence[Any]], Tensor],
+        encode: Callable[[Sequence[str]], Tensor],
+        name: str,
+        weights_hash: str,
+        device: torch.device,
+    ) -> None:
+        self.name, self.weights_hash = name, weights_hash
+        self._model = model.to(device).eval().requires_grad_(False)
+        self._prepare, self._encode, self._device = prepare, encode, device
+
+    def embed_photos(
+        self, photos: Sequence[Source], *, batch_size: int = 32
+    ) -> NDArray[np.float32]:
+        """Photos to vectors of length 1, ``(n, E)``.
+
+        Raises:
+            PhotoError: one of them cannot be opened.
+        """
+
+        def embed(batch: Sequence[Source]) -> Tensor:
+            pixels = self._prepare([open_photo(photo) for photo in batch])
+            found: Tensor = self._model.get_image_features(pixels.to(self._device)).pooler_output
+            return found
+
+        return _embed(embed, photos, batch_size)
+
+    def embed_texts(self, texts: Sequence[str], *, batch_size: int = 256) -> NDArray[np.float32]:
+        """Texts to vectors of length 1, ``(n, E)``; what is too long for the model is cut off."""
+
+        def embed(batch: Sequence[str]) -> Tensor:
+            ids = self._encode(batch).to(self._device)
+            found: Tensor = self._model.get_text_features(input_ids=ids).pooler_output
+            return found
+
+        return _embed(embed, texts, batch_size)
+
+
+def load_clip(
+    source: str, *, revision: str | None = None, device: str = "auto", offline: bool = False
+) -> Clip:
+    """Load a CLIP or SigLIP in transformers' layout.
+
+    Args:
+        source: a folder, or a hub id such as ``openai/clip-vit-large-patch14``. A folder that
+            exists goes before a hub id of the same name. It must have ``model.safetensors``; no
+            pickle is read, and no code that comes with a model is run.
+        revision: branch, tag or commit on the hub.
+        device: see :func:`regard.models.devices.find_device`.
+        offline: never ask the hub; use what an earlier download left.
+
+    Raises:
+        ModelError: there is no such model, or it is incomplete or of another kind.
+        MissingExtraError: transformers is not installed.
+        ConfigError: there is no such device here.
+    """
+    where = find_device(device)
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        source = str(folder.resolve())
+    elif is_hub_id(source):
+        folder = fetch(
+            source,
+            _FILES,
+            optional=(*_PROCESSORS, *_WORDS_SETTINGS),
+            revision=revision,
+            offline=offline,
+            subject="CLIP model",
+            option="--clip",
+        )
+    else:
+        raise ModelError(
+            f"CLIP model {source!r}: there is no such folder, and it is not a hub id. Expected a "
+            "folder in transformers' layout, or a hub id such as openai/clip-vit-large-patch14."
+        )
+    kind = _check(folder)
+    model, pixels, words = _read(folder, kind)
+    longest = model.config.text_config.max_position_embeddings
+
+    def prepare(photos: Sequence[Any]) -> Tensor:
+        prepared: Tensor = pixels(images=list(photos), return_tensors="pt")["pixel_values"]
+        return prepared
+
+    def encode(texts: Sequence[str]) -> Tensor:
+        # Without a mask: CLIP looks back only, from the end of the text, and SigLIP at everything.
+        cut: dict[str, Any] = {"truncation": True, "max_length": longest}
+        found = words(list(texts), padding=_FILLING[kind], return_tensors="pt", **cut)
+        ids: Tensor = found["input_ids"]
+        return ids
+
+    with (folder / _WEIGHTS).open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    return Clip(
+        model=model, prepare=prepare, encode=encode, name=source, weights_hash=digest, device=where
+    )
+
+
+def _check(folder: Path) -> str:
+    """``clip`` or ``siglip``, if a folder has all that it needs.
+
+    transformers itself would take a folder of another kind, or without words, and go on with fresh
+    weights or three words, with no more than a warning.
+    """
+    needed = [(name,) for name in ("config.json", "tokenizer.json", _WEIGHTS)] + [_PROCESSORS]
+    missing = [
+        " or ".join(names)
+        for names in needed
+        if not any((folder / name).is_file() for name in names)
+    ]
+    if missing:
+        raise ModelError(
+            f"CLIP model {folder} has no {', no '.join(missing)}. A CLIP's folder has all of them; "
+            "pickled weights are not read. Fetch it again, or save it anew by transformers."
+        )
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise ModelError(
+            f"{folder / 'config.json'} describes no model: {error!r}. Fetch the file again."
+        ) from error
+    if kind not in _FILLING:
+        raise ModelError(
+            f"{folder} is a model of the kind {kind!r}; photos and texts are compared by "
+            f"{' and '.join(_FILLING)}. Take a whole CLIP such as openai/clip-vit-large-patch14."
+        )
+    return str(kind)
+
+
+def _read(folder: Path, kind: str) -> tuple[Any, Any, Any]:
+    """The network in float32, what prepares photos, and what encodes texts."""
+    try:
+        library: Any = importlib.import_module("transformers")
+    except ImportError as error:
+        raise MissingExtraError("CLIPScore", "hf") from error
+    network = {"clip": library.CLIPModel, "siglip": library.SiglipModel}[kind]
+    # Nothing may be asked of the hub from here on, and no code of strangers run.
+    safely = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        with _quiet(library.utils.logging):
+            model, report = network.from_pretrained(
+                folder,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **safely,
+            )
+            # By Pillow even where torchvision is installed: its resizing gives other pixels.
+            pixels = library.AutoImageProcessor.from_pretrained(folder, backend="pil", **safely)
+            words = library.AutoTokenizer.from_pretrained(folder, **safely)
+    except (OSError, ValueError, RuntimeError, LookupError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(
+            f"CLIP model {folder} cannot be loaded: {reason.rstrip('.')}. Fetch its files again."
+        ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"CLIP model {folder} lacks {len(missing)} tensors, the first is {missing[0]}. Fetch "
+            f"{_WEIGHTS} again, or take a whole CLIP."
+        )
+    return model, pixels, words
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Without transformers' bar, for a load of a second."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _embed(
+    embed: Callable[[Sequence[Any]], Tensor], items: Sequence[Any], batch_size: int
+) -> NDArray[np.float32]:
+    """All items in batches, each vector brought to length 1: ``(n, E)``."""
+    batches = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
+    with torch.inference_mode():
+        found = [torch.nn.functional.normalize(embed(batch), dim=-1).cpu() for batch in batches]
+    vectors: NDArray[np.float32] = torch.cat(found).numpy()
+    return vectors
