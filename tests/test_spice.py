@@ -77,6 +77,7 @@ class Play:
 def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """After each test nothing may be left in the temporary folder or beside the program."""
     machine = Play(tmp_path)
+    monkeypatch.delitem(sys.modules, "pycocoevalcap", raising=False)  # the real one goes before
     monkeypatch.syspath_prepend(machine.package.parent)
     monkeypatch.setenv("PATH", f"{machine.bin}:/usr/bin:/bin")
     monkeypatch.setattr(tempfile, "tempdir", str(machine.temp))

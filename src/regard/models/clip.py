@@ -44,8 +44,8 @@ class Clip:
 
     Args:
         model: transformers' ``CLIPModel`` or ``SiglipModel``.
-        prepare: photos in RGB to pixels (B, 3, height, width).
-        encode: texts to ids of the model's vocabulary (B, T).
+        pixels: its image processor.
+        words: its tokenizer.
         name: see above.
         weights_hash: see above.
         device: where it computes.
@@ -55,15 +55,15 @@ class Clip:
         self,
         *,
         model: Any,
-        prepare: Callable[[Sequence[Any]], Tensor],
-        encode: Callable[[Sequence[str]], Tensor],
+        pixels: Any,
+        words: Any,
         name: str,
         weights_hash: str,
         device: torch.device,
     ) -> None:
         self.name, self.weights_hash = name, weights_hash
         self._model = model.to(device).eval().requires_grad_(False)
-        self._prepare, self._encode, self._device = prepare, encode, device
+        self._pixels, self._words, self._device = pixels, words, device
 
     def embed_photos(
         self, photos: Sequence[Source], *, batch_size: int = 32
@@ -75,7 +75,9 @@ class Clip:
         """
 
         def embed(batch: Sequence[Source]) -> Tensor:
-            pixels = self._prepare([open_photo(photo) for photo in batch])
+            images = [open_photo(photo) for photo in batch]
+            pixels = self._pixels(images=images, return_tensors="pt")["pixel_values"]
+            # (B, 3, height, width)
             found: Tensor = self._model.get_image_features(pixels.to(self._device)).pooler_output
             return found
 
@@ -84,9 +86,16 @@ class Clip:
     def embed_texts(self, texts: Sequence[str], *, batch_size: int = 256) -> NDArray[np.float32]:
         """Texts to vectors of length 1, ``(n, E)``; what is too long for the model is cut off."""
 
+        config = self._model.config
+        longest = config.text_config.max_position_embeddings
+
         def embed(batch: Sequence[str]) -> Tensor:
-            ids = self._encode(batch).to(self._device)
-            found: Tensor = self._model.get_text_features(input_ids=ids).pooler_output
+            ids = self._words(
+                list(batch), padding=_FILLING[config.model_type], truncation=True,
+                max_length=longest, return_tensors="pt",
+            )["input_ids"]  # (B, T)  # fmt: skip
+            # Without a mask: CLIP looks back from the end of the text, SigLIP at the filling too.
+            found: Tensor = self._model.get_text_features(ids.to(self._device)).pooler_output
             return found
 
         return _embed(embed, texts, batch_size)
@@ -129,25 +138,11 @@ def load_clip(
             f"CLIP model {source!r}: there is no such folder, and it is not a hub id. Expected a "
             "folder in transformers' layout, or a hub id such as openai/clip-vit-large-patch14."
         )
-    kind = _check(folder)
-    model, pixels, words = _read(folder, kind)
-    longest = model.config.text_config.max_position_embeddings
-
-    def prepare(photos: Sequence[Any]) -> Tensor:
-        prepared: Tensor = pixels(images=list(photos), return_tensors="pt")["pixel_values"]
-        return prepared
-
-    def encode(texts: Sequence[str]) -> Tensor:
-        # Without a mask: CLIP looks back only, from the end of the text, and SigLIP at everything.
-        cut: dict[str, Any] = {"truncation": True, "max_length": longest}
-        found = words(list(texts), padding=_FILLING[kind], return_tensors="pt", **cut)
-        ids: Tensor = found["input_ids"]
-        return ids
-
+    model, pixels, words = _read(folder, _check(folder))
     with (folder / _WEIGHTS).open("rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     return Clip(
-        model=model, prepare=prepare, encode=encode, name=source, weights_hash=digest, device=where
+        model=model, pixels=pixels, words=words, name=source, weights_hash=digest, device=where
     )
 
 
