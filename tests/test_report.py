@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -27,6 +28,7 @@ from regard.apps.report_page import check_place
 from regard.data.dataset import read_dataset
 from regard.describe import Caption, Decoding
 from regard.errors import ConfigError
+from regard.evaluation import Extras, evaluate_model
 from regard.images import overlay_map
 from regard.plots import curve_charts
 
@@ -60,10 +62,14 @@ def place(tmp_path_factory) -> Path:
 def report(place) -> Callable[..., str]:
     """A function that writes a report and returns its page."""
     dataset = read_dataset(place / "tiny")
+    # METEOR's tables take seconds to read, each time.
+    quick = functools.partial(evaluate_model, extras=Extras(meteor=False))
 
     def write(out: str, *runs: str, **options: Any) -> str:
         options = {"decoding": Decoding(beam=1), "cache": place / "cache"} | options
-        page = make_report([place / run for run in runs], dataset, place / out, **options)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("regard.apps.report.evaluate_model", quick)
+            page = make_report([place / run for run in runs], dataset, place / out, **options)
         return page.read_text(encoding="utf-8")
 
     return write
@@ -207,6 +213,14 @@ def test_wrong_inputs_say_so(place, report, runs, options, said):
     with pytest.raises(ConfigError, match=re.escape(said)):
         report("never", *runs, **options)
     assert not (place / "never").exists()
+
+
+def test_a_half_written_line_is_named(place, report):
+    torn = shutil.copytree(place / "run", place / "torn")
+    with (torn / "log" / "steps.csv").open("a") as stream:
+        stream.write("999,9,2.5,1e-")
+    with pytest.raises(ConfigError, match=r"steps\.csv holds something that is no number"):
+        report("never", "torn")
 
 
 def result(**values: float) -> dict[str, Any]:

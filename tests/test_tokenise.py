@@ -57,9 +57,9 @@ LETTERS = st.lists(
 )
 
 
-@given(LETTERS, st.sampled_from(["", ".", " .", " ", " . ", ".."]))
-def test_the_short_way_gives_the_words_of_the_rules(words, end):
-    caption = " ".join(words) + end
+@given(LETTERS, st.sampled_from([" ", ", ", ",", " , "]), st.sampled_from(["", ".", " .", " . "]))
+def test_the_short_way_gives_the_words_of_the_rules(words, between, end):
+    caption = between.join(words) + end
     assert tokenise(caption) == _by_rules(caption)
 
 

@@ -200,9 +200,20 @@ def _read_run(name: str, folder: Path) -> Run:
         _flat(described.get("settings", {})),
         described.get("data", {}),
         _flat(_read_json(folder / "machine.json") or {}),
-        [s for s in read_log(folder / "log" / "steps.csv") if {"iteration", "loss"} <= s.keys()],
-        [e for e in read_log(folder / "log" / "epochs.csv") if "epoch" in e],
+        _read_log(folder / "log" / "steps.csv", {"iteration", "loss"}),
+        _read_log(folder / "log" / "epochs.csv", {"epoch"}),
     )
+
+
+def _read_log(file: Path, needed: set[str]) -> list[dict[str, float]]:
+    """The lines that are whole: the last one of a training at work may be half written."""
+    try:
+        return [row for row in read_log(file) if needed <= row.keys()]
+    except ValueError as error:
+        raise ConfigError(
+            f"{file} holds something that is no number: {error}. While the training is at work a "
+            "line may be half written: try again. Otherwise copy the file again."
+        ) from error
 
 
 def _read_json(file: Path) -> dict[str, Any] | None:
@@ -685,16 +696,24 @@ def origin(runs: Sequence[Run], dataset: Dataset) -> dict[str, Any]:
     others = [
         run.name for run in runs if any(run.data.get(key, now[key]) != now[key] for key in now)
     ]
-    names = {"path": "trained on", "layout": "layout", "splits": "splits", "photos": "photos",
-             "hash": "hash of photos, splits and captions"}  # fmt: skip
+    names = {
+        "path": "trained on",
+        "layout": "layout",
+        "splits": "splits",
+        "photos": "photos",
+        "hash": "hash, its start",
+    }
+    facts = [dict(run.data) for run in runs]
+    for values in facts:
+        values["hash"] = str(values.get("hash", "–"))[:16]
     data = [
-        {"name": shown, "values": [_shown(run.data.get(key, "–"))[-64:] for run in runs]}
+        {"name": shown, "values": [_shown(values.get(key, "–")) for values in facts]}
         for key, shown in names.items()
     ]
     keys = dict.fromkeys(key for run in runs for key in run.machine)
     machine = [
         {
-            "name": key.rpartition(".")[2].replace("_", " "),
+            "name": key.rpartition(".")[2].replace("_gib", ", GiB"),
             "values": [_shown(run.machine.get(key, "–")) for run in runs],
         }
         for key in keys

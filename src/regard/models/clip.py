@@ -85,7 +85,6 @@ class Clip:
 
     def embed_texts(self, texts: Sequence[str], *, batch_size: int = 256) -> NDArray[np.float32]:
         """Texts to vectors of length 1, ``(n, E)``; what is too long for the model is cut off."""
-
         config = self._model.config
         longest = config.text_config.max_position_embeddings
 
