@@ -13,6 +13,7 @@ FLOORS = {
     "config": 1,
     "text": 1,
     "data": 1,
+    "files": 1,
     "images": 1,
     "machine": 1,
     "metrics": 1,

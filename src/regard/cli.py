@@ -112,19 +112,18 @@ def data_check(
     ] = None,
 ) -> None:
     """Say what a data set holds and name every bad row. Exit code 1 if there are any."""
-    import json
-
     from rich.console import Console
 
     from regard.data.check import check, render
     from regard.data.dataset import read_dataset
+    from regard.files import write_json
     from regard.text.tokenise import tokenise
 
     dataset = read_dataset(data, layout=format, images=images, allow_missing=True, seed=split_seed)
     report = check(dataset, tokenise)
     Console(soft_wrap=True, highlight=False).print(render(report))
     if json_out is not None:
-        json_out.write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
+        write_json(json_out, report.as_dict())
     raise typer.Exit(0 if report.ok else 1)
 
 
@@ -390,13 +389,12 @@ def compare(
     ] = None,
 ) -> None:
     """Say which differences between evaluations are more than chance, by a paired bootstrap."""
-    import json
-
     from regard.comparison import compare
+    from regard.files import write_json
 
     found = compare(files, seed=seed)
     if json_out is not None:
-        json_out.write_text(json.dumps(found.as_dict(), indent=1) + "\n", encoding="utf-8")
+        write_json(json_out, found.as_dict())
     _print_comparison(found)
 
 

@@ -18,6 +18,7 @@ from regard.data.dataset import Dataset, Photo
 from regard.data.features import build_features
 from regard.describe import Decoding, describe
 from regard.errors import DataError, MissingExtraError, ModelError, ScoreUnavailable
+from regard.files import write_json
 from regard.metrics.clipscore import PROMPT, clip_scores
 from regard.metrics.diagnosis import diagnose
 from regard.metrics.meteor import combine, meteor
@@ -96,10 +97,7 @@ class Evaluation:
 
     def write(self, file: Path) -> None:
         """Write :meth:`as_dict` as JSON, beside its place, then renamed."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_name(file.name + ".new")
-        beside.write_text(json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n", "utf-8")
-        beside.replace(file)
+        write_json(file, self.as_dict())
 
 
 def evaluate_model(

@@ -10,7 +10,6 @@ Words that name what is not there are counted, not judged: there is nowhere to l
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -32,6 +31,7 @@ from regard.data.entities import Annotation, Entities
 from regard.data.features import build_features
 from regard.describe import Decoding, describe
 from regard.errors import DataError
+from regard.files import write_json
 from regard.images import Placement, open_photo, overlay_map
 from regard.metrics.pointing import Box, Estimate, Pointing, peak, point, summarise
 from regard.text.tokenise import tokenise
@@ -100,10 +100,7 @@ class GazeCheck:
 
     def write(self, file: Path) -> None:
         """Write :meth:`as_dict` as JSON, beside its place, then renamed."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_name(file.name + ".new")
-        beside.write_text(json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n", "utf-8")
-        beside.replace(file)
+        write_json(file, self.as_dict())
 
 
 def check_gaze(

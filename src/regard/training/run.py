@@ -33,6 +33,7 @@ from regard.data.dataset import Dataset, Photo
 from regard.data.features import build_features
 from regard.describe import Decoding
 from regard.errors import ConfigError, MissingExtraError
+from regard.files import write_json
 from regard.machine import describe_machine
 from regard.models.devices import fast_precision, find_device
 from regard.models.encoders import Encoder
@@ -137,7 +138,7 @@ def train(
     sources = _sources(encoder, photos, judged, fabric, cache, listener)
     if fabric.is_global_zero:
         if not (out / "settings.json").exists():
-            _claim(out, described)
+            write_json(out / "settings.json", described)
         _note_machine(out, fabric)
     fabric.barrier()
     learner = Learner(
@@ -330,12 +331,6 @@ def _check_place(out: Path, described: dict[str, Any], *, resume: bool) -> None:
         )
 
 
-def _claim(out: Path, described: dict[str, Any]) -> None:
-    """Make the run's folder with its settings."""
-    out.mkdir(parents=True, exist_ok=True)
-    _write_json(out / "settings.json", described)
-
-
 def _note_machine(out: Path, fabric: Fabric) -> None:
     found = describe_machine()
     found["machine"] |= {
@@ -343,14 +338,7 @@ def _note_machine(out: Path, fabric: Fabric) -> None:
         "processes": fabric.world_size,
         "threads": torch.get_num_threads(),
     }
-    _write_json(out / "machine.json", found)
-
-
-def _write_json(file: Path, values: dict[str, Any]) -> None:
-    """Write beside the file's place, then rename."""
-    beside = file.with_name(file.name + ".new")
-    beside.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    beside.replace(file)
+    write_json(out / "machine.json", found)
 
 
 def _differences(before: Any, now: Any, name: str = "") -> list[str]:

@@ -1,0 +1,28 @@
+"""Files that are never seen half written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from regard.errors import RegardError
+
+
+def write_json(file: Path, values: Mapping[str, Any]) -> None:
+    """Write plain values as JSON: beside their place, then renamed; folders are made as needed.
+
+    Raises:
+        RegardError: the place cannot be written to.
+    """
+    beside = file.with_name(file.name + ".new")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        beside.replace(file)
+    except OSError as error:
+        raise RegardError(
+            f"{file} cannot be written: {error.strerror or error}. Give a place that can be "
+            "written to."
+        ) from error
