@@ -155,10 +155,10 @@ def _summary(
         "seconds": seconds,
         "median_seconds": median,
         "times_faster": median["pycocoevalcap"] / median["regard"],
-        "scores": {name: [ours[name][0], theirs[name][0]] for name in ours},
+        "scores": {name: [ours[name][0], theirs[name][0]] for name in theirs},
         "largest_difference": max(
             math.inf if len(ours[name]) != len(theirs[name]) else abs(a - b)
-            for name in ours
+            for name in theirs
             for a, b in zip(ours[name], theirs[name], strict=False)
         ),
     }

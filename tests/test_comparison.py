@@ -131,7 +131,7 @@ def test_scores_of_other_engines_are_left_out(tmp_path):
     a = evaluation(tmp_path / "a.json", faithful=0.5)
     b = changed(a, lambda c: (c["engines"].update(CIDEr="another"), c["scores"].pop("BLEU-1")))
     found = compare([a, b], resamples=50)
-    assert set(found.scores) == {"BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L"}
+    assert set(found.scores) == {"BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-plain"}
     assert found.left_out == (
         "BLEU-1: a-changed has none",
         "CIDEr: computed by another and by regard",

@@ -120,7 +120,7 @@ def test_scores_agree_with_those_of_the_captions_from_a_file(place):
         "evaluate", "tiny", "--model", "run", "--split", "dev", "--json", "scores.json", cwd=place
     )
     scores = json.loads((place / "scores.json").read_text())
-    usual = {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr"}
+    usual = {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr", "CIDEr-plain"}
     assert set(scores["scores"]) - {"METEOR"} == set(scores["human"]) - {"METEOR"} == usual
     assert scores["diagnosis"]["cut off"] == 0
     assert scores["settings"]["number_of_photos"] == len(scores["photos"]) == 6
@@ -156,7 +156,15 @@ def test_a_score_that_cannot_be_had_leaves_the_others(place):
     assert "SPICE is left out: " in done.stderr
     assert "CLIPScore is left out: CLIP model './none': there is no such folder" in done.stderr
     rest = json.loads((place / "rest.json").read_text())
-    assert set(rest["scores"]) == {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr"}
+    assert set(rest["scores"]) == {
+        "BLEU-1",
+        "BLEU-2",
+        "BLEU-3",
+        "BLEU-4",
+        "ROUGE-L",
+        "CIDEr",
+        "CIDEr-plain",
+    }
     assert len(rest["left_out"]) == 2
 
 

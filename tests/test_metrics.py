@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import random
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 
 from regard.errors import DataError
 from regard.metrics.bleu import bleu, bleu_of
-from regard.metrics.cider import DocumentFrequencies, cider
+from regard.metrics.cider import DocumentFrequencies, cider, plain_cider
 from regard.metrics.ngrams import count_runs
 from regard.metrics.scores import score_all
 
@@ -72,7 +74,7 @@ def by_pycocoevalcap(hypotheses, references) -> dict[str, tuple[float, list[floa
 
 
 def agree(found, expected):
-    assert list(found) == NAMES
+    assert list(found) == [*NAMES, "CIDEr-plain"]
     for name in NAMES:
         value, each = expected[name]
         assert found[name].corpus == pytest.approx(value, abs=1e-9), name
@@ -100,6 +102,50 @@ def test_a_caption_that_is_a_reference_is_perfect():
     np.testing.assert_allclose(scores["ROUGE-L"].per_photo, 1)
     alone = [[group[-1]] for group in references]
     assert cider([g[0] for g in alone], alone).per_photo.max() == pytest.approx(10)
+
+
+def literal_plain_cider(hypotheses, references) -> list[float]:
+    """Equations 1 to 3 of the paper with dictionaries, times 10."""
+
+    def counts(tokens, order):
+        return Counter(zip(*(tokens[i:] for i in range(order)), strict=False))
+
+    each = np.zeros(len(hypotheses))
+    for order in range(1, 5):
+        with_it = Counter(
+            g for group in references for g in {g for r in group for g in counts(r, order)}
+        )
+
+        def vector(tokens, order=order, with_it=with_it):
+            return {
+                gram: count * math.log(len(references) / max(1, with_it[gram]))
+                for gram, count in counts(tokens, order).items()
+            }
+
+        for i, (said, group) in enumerate(zip(hypotheses, references, strict=True)):
+            a = vector(said)
+            for reference in group:
+                b = vector(reference)
+                dot = sum(a[gram] * b[gram] for gram in a.keys() & b.keys())
+                norms = math.hypot(*a.values()) * math.hypot(*b.values())
+                each[i] += dot / norms / len(group) * 10 / 4 if norms else 0
+    return each.tolist()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_plain_cider_is_that_of_the_papers_formulas(seed):
+    hypotheses, references = corpus(seed)
+    found = plain_cider(hypotheses, references)
+    np.testing.assert_allclose(found.per_photo, literal_plain_cider(hypotheses, references))
+    assert found.corpus == pytest.approx(found.per_photo.mean())
+
+
+def test_cider_punishes_what_plain_cider_rewards():
+    references = [[["a", "brown", "dog", "runs"]], [["two", "men", "sit"]], [["a", "red", "hat"]]]
+    said = [["dog"] * 9, ["two", "men", "sit"], ["a", "red", "hat"]]
+    plain, strict = plain_cider(said, references), cider(said, references)
+    assert plain.per_photo[0] > 3 * strict.per_photo[0] > 0
+    np.testing.assert_allclose(plain.per_photo[1:], strict.per_photo[1:])
 
 
 def test_the_order_of_photos_and_references_means_nothing():

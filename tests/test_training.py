@@ -233,3 +233,9 @@ def test_the_log_drops_what_came_after_the_saved_state(tmp_path):
         math.pi * i for i in range(3)
     ]
     assert read_log(tmp_path / "epochs.csv") == []
+
+
+def test_a_line_of_the_log_that_is_still_being_written_is_left_out(tmp_path):
+    file = tmp_path / "steps.csv"
+    file.write_text("iteration,loss\n0,2.5\n1,2.25\n2,1.", encoding="utf-8")
+    assert [row["loss"] for row in read_log(file)] == [2.5, 2.25]

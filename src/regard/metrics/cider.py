@@ -3,7 +3,8 @@
 Source: Vedantam, Zitnick and Parikh, "CIDEr: consensus-based image description evaluation" (2015).
 What that evaluation, and with it the literature, calls CIDEr is the paper's CIDEr-D (section 5):
 counts clipped to the reference's, and a Gaussian penalty on the difference of lengths, sigma = 6,
-times 10.
+times 10. :func:`plain_cider` is the paper's first form (section 3), without either, which a caption
+that says a rare word again and again can exceed; like the paper's own program it does not stem.
 
 One caption of one photo alone scores 0: with a single photo every run of words is in all photos,
 and its weight ``log(photos / photos with it)`` is 0.
@@ -65,6 +66,34 @@ def cider(
     Raises:
         DataError: the captions and references do not fit together.
     """
+    return _score("CIDEr", hypotheses, references, frequencies, runs, strict=True)
+
+
+def plain_cider(
+    hypotheses: Sequence[Tokens],
+    references: Sequence[Sequence[Tokens]],
+    frequencies: DocumentFrequencies | None = None,
+    *,
+    runs: Sequence[Runs] | None = None,
+) -> Score:
+    """The paper's first form: the cosine as it is, whatever the lengths; else like :func:`cider`.
+
+    Raises:
+        DataError: the captions and references do not fit together.
+    """
+    return _score("CIDEr-plain", hypotheses, references, frequencies, runs, strict=False)
+
+
+def _score(
+    name: str,
+    hypotheses: Sequence[Tokens],
+    references: Sequence[Sequence[Tokens]],
+    frequencies: DocumentFrequencies | None,
+    runs: Sequence[Runs] | None,
+    *,
+    strict: bool,
+) -> Score:
+    """Either form; ``strict`` clips the counts and punishes other lengths."""
     check_photos(hypotheses, references)
     photo = _photo_of_each(references)  # (m,), of m references
     # The COCO evaluation measures the length in pairs of words.
@@ -78,10 +107,12 @@ def cider(
             photos = frequencies.photos
             having = np.array([frequencies.counts.get(ngram, 0) for ngram in of_order.ngrams()])
         rarity = math.log(max(1, photos)) - np.log(np.maximum(1, having))  # (runs,)
-        similarity += _cosine(of_order, rarity, photo)
-    similarity *= 10 / ORDERS * np.exp(-((said[photo] - wanted) ** 2) / (2 * SIGMA**2))
+        similarity += _cosine(of_order, rarity, photo, clipped=strict)
+    similarity *= 10 / ORDERS
+    if strict:
+        similarity *= np.exp(-((said[photo] - wanted) ** 2) / (2 * SIGMA**2))
     each = np.bincount(photo, weights=similarity) / np.bincount(photo)  # (n,)
-    return Score("CIDEr", float(each.mean()), each, "regard")
+    return Score(name, float(each.mean()), each, "regard")
 
 
 def _photo_of_each(references: Sequence[Sequence[Tokens]]) -> Integers:
@@ -98,12 +129,13 @@ def _photos_with(runs: Runs, photo: Integers) -> Integers:
     return np.bincount(places % max(1, distinct), minlength=distinct)
 
 
-def _cosine(runs: Runs, rarity: Floats, photo: Integers) -> Floats:
-    """The clipped cosine of each reference with its photo's caption, ``(m,)``."""
+def _cosine(runs: Runs, rarity: Floats, photo: Integers, *, clipped: bool) -> Floats:
+    """The cosine of each reference with its photo's caption, ``(m,)``."""
     said = runs.said.count * rarity[runs.said.run]
     wanted = runs.wanted.count * rarity[runs.wanted.run]
     a, b = runs.met
-    dot = _sums(runs.wanted.caption[b], np.minimum(said[a], wanted[b]) * wanted[b], len(photo))
+    counted = np.minimum(said[a], wanted[b]) if clipped else said[a]
+    dot = _sums(runs.wanted.caption[b], counted * wanted[b], len(photo))
     norms = np.sqrt(
         _sums(runs.said.caption, said**2, photo[-1] + 1)[photo]
         * _sums(runs.wanted.caption, wanted**2, len(photo))

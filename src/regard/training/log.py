@@ -73,14 +73,15 @@ class RunLog:
 
 
 def read_log(file: Path) -> list[dict[str, float]]:
-    """The lines of a CSV file of a run, as numbers."""
+    """The lines of a CSV file of a run, as numbers; a line still being written is left out."""
     if not file.exists():
         return []
     with file.open(encoding="utf-8", newline="") as stream:
-        return [
-            {k: float(v) for k, v in row.items() if k is not None and v not in (None, "")}
-            for row in csv.DictReader(stream)
-        ]
+        whole = [line for line in stream if line.endswith("\n")]
+    return [
+        {k: float(v) for k, v in row.items() if k is not None and v not in (None, "")}
+        for row in csv.DictReader(whole)
+    ]
 
 
 def _keep(file: Path, field: str, below: int) -> None:
