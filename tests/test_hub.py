@@ -51,7 +51,7 @@ def test_a_file_that_a_repository_lacks_is_named(asked):
         "Model 'somebody/model' has no model.safetensors on the hub at revision v2. It must have "
         "config.json, model.safetensors. Take another revision" in str(error.value)
     )
-    assert asked == list(FILES)
+    assert asked == [*FILES, "model.safetensors.index.json"]
 
 
 def test_an_earlier_download_counts_when_all_of_it_is_here(asked, tmp_path):
