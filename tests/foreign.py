@@ -198,6 +198,8 @@ def save_captioner(folder: Path, kind: str) -> Path:
             for name in ("decoder_start_token_id", "pad_token_id", "eos_token_id"):
                 setattr(network.generation_config, name, getattr(config, name))
         spread(network, 0.5)
+        if kind == "blip-2":  # it shall never say its own placeholder
+            network.get_input_embeddings().weight.data[config.image_token_index] = 0.0
         if head is not None:
             network.get_parameter(head).data[end] = 2.0  # so that some captions end by themselves
     network.save_pretrained(folder)
