@@ -86,13 +86,6 @@ class Reference:
             elif isinstance(model, transformers.VisionEncoderDecoderModel):
                 out = model(pixel_values=pixels, decoder_input_ids=ids, output_attentions=True)
                 logits, cross = out.logits, out.cross_attentions
-            elif isinstance(model, transformers.Blip2ForConditionalGeneration):
-                config = model.config
-                image = torch.full((1, config.num_query_tokens), config.image_token_index)
-                start = torch.tensor([[config.text_config.bos_token_id]])
-                whole = torch.cat([image, start, ids], dim=1)
-                logits = model(pixel_values=pixels, input_ids=whole).logits
-                logits, cross = logits[:, -len(sequence) - 1 :], None
             else:
                 logits, cross = model(pixel_values=pixels, input_ids=ids).logits, None
                 logits = logits[:, -len(sequence) :]
@@ -130,8 +123,9 @@ def test_log_probabilities_are_those_of_a_teacher_forced_pass(
     for photo, group in zip(photos, loaded[kind].describe(photos, decoding), strict=True):
         sequence = theirs.generate(photo, **settings)[0]
         read, _ = theirs.read(photo, sequence)
-        ids = sequence if kind == "blip-2" else sequence[1:]
-        each = read[: len(ids)].gather(-1, ids[:, None])[:, 0].tolist()
+        prompt = theirs.model.config.num_query_tokens + 1 if kind == "blip-2" else 1
+        ids = sequence[prompt:]
+        each = read[prompt - 1 : -1].gather(-1, ids[:, None])[:, 0].tolist()
         pieces = each if group[0].cut else each[:-1]
         assert sum(group[0].log_probabilities) == pytest.approx(sum(pieces), abs=1e-4)
         assert len(group[0].words) == len(group[0].log_probabilities) == len(group[0].maps)

@@ -23,11 +23,11 @@ class Judge:
     """A CLIP of two directions: dogs and cats."""
 
     def embed_photos(self, photos):
-        return np.stack([np.eye(2, dtype=np.float32)[photo == "cat.jpg"] for photo in photos])
+        return np.stack([np.eye(2, dtype=np.float32)[int(photo == "cat.jpg")] for photo in photos])
 
     def embed_texts(self, texts):
         assert all(text.startswith(PROMPT) for text in texts)
-        return np.stack([np.eye(2, dtype=np.float32)["cat" in text] for text in texts])
+        return np.stack([np.eye(2, dtype=np.float32)[int("cat" in text)] for text in texts])
 
 
 def caption(text: str, score: float) -> Caption:

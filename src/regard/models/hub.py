@@ -54,7 +54,8 @@ def fetch(
     folder = repository.split("/")[-1]
     elsewhere = (
         f"On a machine with network run: hf download {repository} --include '*.json' "
-        f"--include '*.safetensors' --local-dir {folder} . Copy that folder here and pass its "
+        f"--include '*.safetensors'{f' --revision {revision}' if revision else ''} "
+        f"--local-dir {folder} . Copy that folder here and pass its "
         f"path: {option} {folder}"
     )
     if offline:
