@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import huggingface_hub
@@ -9,7 +10,7 @@ import pytest
 from huggingface_hub.errors import EntryNotFoundError
 
 from regard.errors import ModelError
-from regard.models.hub import fetch, is_hub_id
+from regard.models.hub import SHARDED, fetch, is_hub_id
 
 FILES = ("config.json", "words.json", "model.safetensors")
 
@@ -51,13 +52,13 @@ def test_a_file_that_a_repository_lacks_is_named(asked):
         "Model 'somebody/model' has no model.safetensors on the hub at revision v2. It must have "
         "config.json, model.safetensors. Take another revision" in str(error.value)
     )
-    assert asked == list(FILES)
+    assert asked == [*FILES, "model.safetensors.index.json"]
 
 
 def test_an_earlier_download_counts_when_all_of_it_is_here(asked, tmp_path):
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(ModelError, match="offline use was asked for"):
-        fetch_it(offline=True)
+    with pytest.raises(ModelError, match="offline use was asked for.*--revision v2 --local-dir"):
+        fetch_it(offline=True, revision="v2")
     (tmp_path / "config.json").touch()
     assert fetch_it(offline=True) == tmp_path
     assert not asked
@@ -66,3 +67,31 @@ def test_an_earlier_download_counts_when_all_of_it_is_here(asked, tmp_path):
 def test_hub_ids():
     assert is_hub_id("timm/resnet50.tv_in1k")
     assert not any(map(is_hub_id, ("small", "a/b/c", "./a", "a/", "../shared/models")))
+
+
+def test_a_large_network_comes_in_shards(asked, tmp_path, monkeypatch):
+    there = {"config.json", SHARDED, "a.safetensors", "b.safetensors"}
+
+    def metadata(url: str, timeout: float) -> None:
+        asked.append(url.rsplit("/", 1)[-1])
+        if asked[-1] not in there:
+            raise EntryNotFoundError(asked[-1])
+
+    def download(repository: str, name: str, *, revision: str | None) -> str:
+        index = {"weight_map": {"x": "b.safetensors", "y": "a.safetensors", "z": "a.safetensors"}}
+        (tmp_path / name).write_text(json.dumps(index))
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", metadata)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert fetch_it() == tmp_path
+    assert {path.name for path in tmp_path.iterdir()} == there
+    asked.clear()
+    assert fetch_it() == tmp_path
+    assert not asked
+    (tmp_path / "b.safetensors").unlink()
+    with pytest.raises(ModelError, match="offline use was asked for"):
+        fetch_it(offline=True)
+    (tmp_path / SHARDED).write_text('{"weight_map": {"x": "../b.safetensors"}}')
+    with pytest.raises(ModelError, match="names '../b.safetensors', which is not beside it"):
+        fetch_it(offline=True)

@@ -27,6 +27,8 @@ FLOORS = {
     "data.batches": 3,
     "describe": 3,
     "checkpoint": 4,
+    "finished": 4,
+    "rerank": 4,
     "captioner": 5,
     "training": 5,
     "comparison": 5,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from regard.errors import ModelError
 from regard.models.encoders import load_encoder
+from regard.models.processors import PROCESSORS
 from regard.models.sources import read_resnet
 from resnet_oracle import oracle_of, random_resnet, transformers
 
@@ -134,8 +135,8 @@ def test_preparation_comes_with_a_transformers_folder(
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({}, "describes no ResNet: it has model_type None and no architecture"),
-        ({"model_type": "vit"}, "describes no ResNet: it has model_type 'vit'"),
+        ({}, "describes no encoder that is known: it has model_type None and no architecture"),
+        ({"model_type": "bert"}, "describes no encoder that is known: it has model_type 'bert'"),
         (
             {"architecture": "resnet50d"},
             "is for 'resnet50d'; the networks that can be used are resn",
@@ -305,7 +306,7 @@ def test_a_hub_repository_is_downloaded_once(
     first = read_resnet("somebody/resnet-18")
     assert first.id == "somebody/resnet-18"
     assert first.statistics.interpolation == ("bicubic" if with_preprocessor else "bilinear")
-    assert asked == ["config.json", "preprocessor_config.json", "model.safetensors"]
+    assert asked == ["config.json", *PROCESSORS, "model.safetensors"]
     asked.clear()
     second = read_resnet("somebody/resnet-18", offline=True)
     assert not asked

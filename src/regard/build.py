@@ -18,7 +18,11 @@ EMBEDDING_WIDTH = 300
 def build_encoder(config: EncoderConfig) -> Encoder:
     """The encoder of some settings, with its weights; frozen unless it is trained too."""
     encoder = load_encoder(
-        config.id, revision=config.revision, image_size=config.image_size, resize=config.resize
+        config.id,
+        revision=config.revision,
+        image_size=config.image_size,
+        resize=config.resize,
+        grid=config.grid,
     )
     if config.fine_tune_stages:
         encoder.unfreeze(config.fine_tune_stages)

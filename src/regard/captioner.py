@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from regard.checkpoint import Model, read_model
 from regard.describe import Caption, Decoding, describe
-from regard.errors import PhotoError
+from regard.errors import ModelError, PhotoError
+from regard.finished import Finished, find_finished, load_finished
 from regard.images import open_photo, overlay_map
 from regard.models.devices import find_device
 
@@ -38,7 +40,7 @@ class PhotoCaption:
 
     @property
     def text(self) -> str:
-        """The caption as a lower-case sentence."""
+        """The caption."""
         return self.best.text
 
     @property
@@ -53,28 +55,29 @@ class PhotoCaption:
 
     @property
     def maps(self) -> np.ndarray:
-        """``(T, H, W)``: the attention of each word over the encoder's grid; each map sums to 1."""
+        """``(T, H, W)``: the attention of each word over the encoder's grid; each map sums to 1.
+
+        H and W are 0 for a finished captioner that has no gaze.
+        """
         return self.best.maps
 
     def gaze(self, word: int) -> np.ndarray:
-        """The map of one word on the upright photo, ``(height, width)``; zero where unseen."""
+        """The map of one word on the upright photo, ``(height, width)``; zero where unseen.
+
+        Raises:
+            ModelError: the captioner has no gaze.
+        """
+        if not self.maps[word].size:
+            raise ModelError(
+                f"There is no gaze of {self.words[word]!r}: the words of this captioner do not "
+                "attend to the photo apart from other words. Take one of regard's own, a BLIP or "
+                "a vision-encoder-decoder."
+            )
         return overlay_map(self.maps[word], self.size, self.placement)
 
 
-class Captioner:
-    """A model with a device to run on. Nothing about a request is kept: threads may share one.
-
-    Args:
-        model: from :func:`regard.checkpoint.read_model`.
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-    """
-
-    def __init__(self, model: Model, *, device: str = "auto") -> None:
-        self.model = model
-        self.device = find_device(device)
-        self.decoder = model.decoder.to(self.device)
-        encoder = model.encoder.to(self.device)
-        self.encode = encoder.fast(encoder.fast_precision())
+class AnyCaptioner(ABC):
+    """Photos to captions, whatever makes them; photos that cannot be opened hold up no others."""
 
     def caption(self, photo: PhotoLike, decoding: Decoding | None = None) -> PhotoCaption:
         """Caption one photo.
@@ -110,6 +113,31 @@ class Captioner:
             for result in opened:
                 yield result if isinstance(result, PhotoError) else next(made)
 
+    @property
+    def no_gaze(self) -> str | None:
+        """Why its captions have no maps, in one line; none where they have."""
+        return None
+
+    @abstractmethod
+    def _batch(self, photos: Sequence[Image.Image], decoding: Decoding) -> list[PhotoCaption]:
+        """Captions of upright RGB photos, at least one."""
+
+
+class Captioner(AnyCaptioner):
+    """A model with a device to run on. Nothing about a request is kept: threads may share one.
+
+    Args:
+        model: from :func:`regard.checkpoint.read_model`.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    """
+
+    def __init__(self, model: Model, *, device: str = "auto") -> None:
+        self.model = model
+        self.device = find_device(device)
+        self.decoder = model.decoder.to(self.device)
+        encoder = model.encoder.to(self.device)
+        self.encode = encoder.fast(encoder.fast_precision())
+
     def describe(self, regions: Tensor, decoding: Decoding) -> list[list[Caption]]:
         """Candidates for photos given as regions ``(B, L, D)``, for each photo best first."""
         return describe(
@@ -133,17 +161,40 @@ class Captioner:
         ]
 
 
+class FinishedCaptioner(AnyCaptioner):
+    """A captioner that others finished, such as BLIP; threads may share one.
+
+    Args:
+        model: from :func:`regard.finished.load_finished`.
+    """
+
+    def __init__(self, model: Finished) -> None:
+        self.model = model
+
+    @property
+    def no_gaze(self) -> str | None:
+        """Why its captions have no maps, in one line; none where they have."""
+        return None if self.model.grid is not None else self.model.no_gaze
+
+    def _batch(self, photos: Sequence[Image.Image], decoding: Decoding) -> list[PhotoCaption]:
+        return [
+            PhotoCaption(found[0], tuple(found[1:]), p.size, self.model.placement(p))
+            for p, found in zip(photos, self.model.describe(photos, decoding), strict=True)
+        ]
+
+
 def load(
     source: str | Path,
     *,
     encoder: str | None = None,
     revision: str | None = None,
     device: str = "auto",
-) -> Captioner:
+) -> AnyCaptioner:
     """Load a captioner.
 
     Args:
-        source: a run, a model folder, or a hub id.
+        source: a run, a model folder, or a hub id; or a folder or hub id of a finished captioner:
+            a BLIP, a GIT, a BLIP-2 or a vision-encoder-decoder of transformers.
         encoder: another place of the encoder's weights than the model names.
         revision: commit or tag of a hub id.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
@@ -152,4 +203,6 @@ def load(
         ModelError: the model or its encoder cannot be had, is damaged, or does not fit together.
         ConfigError: there is no such device here.
     """
+    if find_finished(source, revision=revision) is not None:
+        return FinishedCaptioner(load_finished(source, revision=revision, device=device))
     return Captioner(read_model(source, encoder=encoder, revision=revision), device=device)

@@ -30,6 +30,7 @@ from regard.build import build_decoder, build_encoder
 from regard.config import Config, validated
 from regard.errors import ConfigError, ModelError
 from regard.models.encoders import Encoder, encoder_from_description
+from regard.models.hub import fetch, is_hub_id
 from regard.models.lstm import LstmDecoder
 from regard.text.vocabulary import Vocabulary
 
@@ -168,27 +169,15 @@ def _find(source: str | Path, revision: str | None) -> Path:
             "epoch."
         )
     name = str(source)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if not is_hub_id(name):
         raise ModelError(
             f"There is no model at {name}. Give a run, a model folder, or a hub id such as "
             "user/name."
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(
-            snapshot_download(
-                name, revision=revision, allow_patterns=[*_FILES, "README.md"], etag_timeout=5
-            )
-        )
-    except (OSError, HfHubHTTPError, LocalEntryNotFoundError, ValueError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(
-            f"There is no folder {name}, and it could not be fetched from the hub ({first}). "
-            f"Where the hub can be reached, run `hf download {name} --local-dir FOLDER`, copy "
-            "FOLDER here and give its path."
-        ) from error
+    return fetch(
+        name, (*_FILES[:2], "README.md", _FILES[2]), optional=("README.md",), revision=revision,
+        subject="Model", option="--model",
+    )  # fmt: skip
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from regard.comparison import Comparison
     from regard.data.dataset import Dataset
     from regard.evaluation import Evaluation
+    from regard.models.clip import Clip
 
 app = typer.Typer(
     name="regard",
@@ -62,6 +63,15 @@ ModelPath = Annotated[
 EncoderPlace = Annotated[
     str | None,
     typer.Option("--encoder", help="Where the encoder's weights are, if not where the model says."),
+]
+Revision = Annotated[
+    str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id.")
+]
+Rerank = Annotated[
+    str | None,
+    typer.Option(
+        "--rerank", help="Order candidates by this CLIP (a folder or a hub id), not by their score."
+    ),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Beam = Annotated[int, typer.Option("--beam", help="Width of the beam; 1 is greedy.")]
@@ -147,8 +157,20 @@ def features(
     encoder: Annotated[
         str, typer.Option("--encoder", help="Hub id, local folder or weight file.")
     ] = "timm/resnet50.tv_in1k",
-    image_size: Annotated[int, typer.Option("--image-size", help="Side in pixels.")] = 224,
+    revision: Revision = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            "--image-size", help="Side in pixels.", show_default="what the encoder expects"
+        ),
+    ] = None,
     resize: Annotated[str, typer.Option("--resize", help="squash or crop.")] = "squash",
+    grid: Annotated[
+        int | None,
+        typer.Option(
+            "--grid", help="Rows and columns of regions.", show_default="the encoder's own"
+        ),
+    ] = None,
     device: Device = "auto",
     cache: Cache = None,
     format: Format = None,
@@ -164,8 +186,10 @@ def features(
     config = make_config(
         overrides={
             "encoder.id": encoder,
+            "encoder.revision": revision,
             "encoder.image_size": image_size,
             "encoder.resize": resize,
+            "encoder.grid": grid,
         }
     )
     seer = build_encoder(config.encoder)
@@ -201,7 +225,7 @@ def train(
     fine_tune: Annotated[
         int | None,
         typer.Option(
-            "--fine-tune", min=1, max=4, help="Train this many last stages of the encoder as well."
+            "--fine-tune", min=1, help="Train this many last stages of the encoder as well."
         ),
     ] = None,
     preset: Annotated[str, typer.Option("--preset", help="Settings to begin with.")] = "report",
@@ -278,6 +302,8 @@ def caption(
         Path | None, typer.Option("--gaze", help="Folder for a picture of the gaze a photo.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="File for a JSON line a photo.")] = None,
+    rerank: Rerank = None,
+    revision: Revision = None,
     encoder: EncoderPlace = None,
     device: Device = "auto",
 ) -> None:
@@ -290,10 +316,11 @@ def caption(
         beam=beam, max_length=max_length, length_penalty=length_penalty, sampling=sampling,
         seed=seed, count=count, temperature=temperature, top_k=top_k, top_p=top_p,
     )  # fmt: skip
-    captioner = load(model, encoder=encoder, device=device)
+    captioner = load(model, encoder=encoder, revision=revision, device=device)
     failed = caption_photos(
-        captioner, photos, decoding, out=out, gaze=gaze, say=typer.echo, warn=_warn
-    )
+        captioner, photos, decoding, out=out, gaze=gaze, clip=_reranker(rerank, device),
+        say=typer.echo, warn=_warn,
+    )  # fmt: skip
     raise typer.Exit(1 if failed else 0)
 
 
@@ -329,6 +356,8 @@ def evaluate(
     beam: Beam = 3,
     max_length: MaxLength = 30,
     length_penalty: LengthPenalty = 0.7,
+    rerank: Rerank = None,
+    revision: Revision = None,
     encoder: EncoderPlace = None,
     device: Device = "auto",
     cache: Cache = None,
@@ -343,7 +372,14 @@ def evaluate(
     """
     from regard.checkpoint import read_model
     from regard.describe import Decoding
-    from regard.evaluation import Extras, evaluate_captions, evaluate_model, read_captions
+    from regard.evaluation import (
+        Extras,
+        evaluate_captions,
+        evaluate_finished,
+        evaluate_model,
+        read_captions,
+    )
+    from regard.finished import find_finished, load_finished
 
     if (model is None) == (captions is None):
         raise RegardError("Give either --model or --captions.")
@@ -361,12 +397,21 @@ def evaluate(
     else:
         assert model is not None
         decoding = Decoding(beam=beam, max_length=max_length, length_penalty=length_penalty)
-        loaded = read_model(model, encoder=encoder)
-        with _bar("photos") as seen, _bar("captions") as said:
-            result = evaluate_model(
-                dataset, split, loaded, decoding, extras=extras, device=device, cache=cache,
-                on_features=seen, on_captions=said,
-            )  # fmt: skip
+        judge = _reranker(rerank, device)
+        if find_finished(model, revision=revision) is not None:
+            finished = load_finished(model, revision=revision, device=device)
+            with _bar("captions") as said:
+                result = evaluate_finished(
+                    dataset, split, finished, decoding, extras=extras, device=device, clip=judge,
+                    on_captions=said,
+                )  # fmt: skip
+        else:
+            loaded = read_model(model, encoder=encoder, revision=revision)
+            with _bar("photos") as seen, _bar("captions") as said:
+                result = evaluate_model(
+                    dataset, split, loaded, decoding, extras=extras, device=device, cache=cache,
+                    clip=judge, on_features=seen, on_captions=said,
+                )  # fmt: skip
     if json_out is not None:
         result.write(json_out)
     _print_evaluation(result)
@@ -514,6 +559,14 @@ def _read(
     if others:
         _note(f"{others} rows were repaired or left out; `regard data check {data}` names them.")
     return dataset
+
+
+def _reranker(source: str | None, device: str) -> Clip | None:
+    from regard.models.clip import load_clip
+
+    if source is None:
+        return None
+    return load_clip(source, device=device, option="--rerank")
 
 
 def _note(text: str) -> None:

@@ -33,17 +33,27 @@ class EncoderConfig(_Record):
         "trained together with the decoder.",
     )
     revision: str | None = Field(None, description="Commit or tag of a hub id.")
-    image_size: int = Field(
-        224, ge=32, le=2048, description="Side of the prepared photo in pixels."
+    image_size: int | None = Field(
+        None,
+        ge=32,
+        le=2048,
+        description="Side of the prepared photo in pixels; none is what the encoder expects.",
     )
     resize: Literal["squash", "crop"] = Field(
         "squash", description="How a photo becomes square: the whole of it, or its centre."
     )
+    grid: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="Rows and columns of regions, averaged from the encoder's own; none keeps "
+        "those.",
+    )
     fine_tune_stages: int = Field(
         0,
         ge=0,
-        le=4,
-        description="Last stages of a pre-trained encoder to train as well; 0 is frozen.",
+        description="Last stages (of a ViT: blocks) of a pre-trained encoder to train as well; 0 "
+        "is frozen.",
     )
 
 

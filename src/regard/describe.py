@@ -81,17 +81,20 @@ class Caption:
     """What was said of a photo, and where each word looked."""
 
     text: str
-    """A lower-case sentence."""
+    """A lower-case sentence; of a finished captioner, what it wrote."""
     words: tuple[str, ...]
     """The T words it is made of."""
     log_probabilities: tuple[float, ...]
     """Natural logarithm of each word's probability given the words before it."""
     maps: np.ndarray
-    """``(T, H, W)``, float32: each word's attention over the encoder's grid; sums to 1."""
+    """``(T, H, W)``, float32: each word's attention over the encoder's grid; sums to 1. H and W
+    are 0 where a finished captioner has no gaze."""
     score: float
     """What candidates of a photo are ordered by."""
     cut: bool
     """Whether it was ended because it had reached the greatest length."""
+    similarity: float | None = None
+    """Cosine of photo and caption by a CLIP that candidates were ordered by; none if by score."""
 
 
 def describe(

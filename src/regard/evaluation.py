@@ -19,14 +19,17 @@ from regard.data.features import build_features
 from regard.describe import Decoding, describe
 from regard.errors import DataError, MissingExtraError, ModelError, ScoreUnavailable
 from regard.files import write_json
+from regard.finished import Finished
+from regard.images import open_photo
 from regard.metrics.clipscore import PROMPT, clip_scores
 from regard.metrics.diagnosis import diagnose
 from regard.metrics.meteor import combine, meteor
 from regard.metrics.score import Score, Tokens
 from regard.metrics.scores import score_all
 from regard.metrics.spice import spice
-from regard.models.clip import load_clip
+from regard.models.clip import Clip, load_clip
 from regard.models.devices import find_device
+from regard.rerank import rerank
 from regard.text.tokenise import tokenise
 
 TOKENISATION = "PTB, lower case, no punctuation (regard.text.tokenise)"
@@ -110,6 +113,7 @@ def evaluate_model(
     device: str = "auto",
     cache: Path | None = None,
     batch_size: int = 50,
+    clip: Clip | None = None,
     on_features: Callable[[int, int], None] | None = None,
     on_captions: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
@@ -124,6 +128,7 @@ def evaluate_model(
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         cache: root of the feature cache; none is the default one.
         batch_size: photos at once.
+        clip: what orders the candidates of a photo instead of their score.
         on_features: told photos encoded and photos in all.
         on_captions: told photos captioned and photos in all.
 
@@ -142,6 +147,8 @@ def evaluate_model(
         features = store.read(paths[start : start + batch_size])
         regions = torch.from_numpy(features).to(there, torch.float32)
         found = describe(decoder, model.vocabulary, regions, grid=encoder.grid, decoding=decoding)
+        if clip is not None:
+            found = rerank(clip, paths[start : start + batch_size], found)
         captions += [c[0].text for c in found]
         cut += [c[0].cut for c in found]
         if on_captions is not None:
@@ -150,11 +157,63 @@ def evaluate_model(
         "model": model.weights_hash,
         "encoder": encoder.describe(),
         "decoding": asdict(decoding),
+        **_reranked_by(clip),
     }
     return _evaluated(
         dataset, split, photos, captions, settings, extras or Extras(), device,
         vocabulary=model.vocabulary.words, cut=cut,
     )  # fmt: skip
+
+
+def evaluate_finished(
+    dataset: Dataset,
+    split: str,
+    captioner: Finished,
+    decoding: Decoding,
+    *,
+    extras: Extras | None = None,
+    device: str = "auto",
+    batch_size: int = 16,
+    clip: Clip | None = None,
+    on_captions: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Caption a split by a captioner that others finished, and score it.
+
+    Args:
+        dataset: photos with their references.
+        split: ``train``, ``val`` (or ``dev``), ``test`` or ``all``.
+        captioner: from :func:`regard.finished.load_finished`.
+        decoding: how captions are chosen.
+        extras: scores beyond the usual ones.
+        device: where a CLIP computes.
+        batch_size: photos at once.
+        clip: what orders the candidates of a photo instead of their score.
+        on_captions: told photos captioned and photos in all.
+
+    Raises:
+        DataError: the split is empty or a photo has no reference.
+        PhotoError: a photo cannot be opened.
+    """
+    photos = _with_references(dataset, split)
+    captions: list[str] = []
+    cut: list[bool] = []
+    for start in range(0, len(photos), batch_size):
+        paths = [p.path for p in photos[start : start + batch_size]]
+        found = captioner.describe([open_photo(path) for path in paths], decoding)
+        if clip is not None:
+            found = rerank(clip, paths, found)
+        captions += [c[0].text for c in found]
+        cut += [c[0].cut for c in found]
+        if on_captions is not None:
+            on_captions(len(captions), len(photos))
+    settings = {
+        "captioner": captioner.describe_self(),
+        "decoding": asdict(decoding),
+        **_reranked_by(clip),
+    }
+    return _evaluated(
+        dataset, split, photos, captions, settings, extras or Extras(), device, cut=cut
+    )
 
 
 def evaluate_captions(
@@ -230,6 +289,10 @@ def read_captions(file: Path) -> dict[str, str]:
         captions[str(key)] = row["caption"]
         captions.setdefault(Path(str(key)).name, row["caption"])
     return captions
+
+
+def _reranked_by(clip: Clip | None) -> dict[str, Any]:
+    return {} if clip is None else {"rerank": {"id": clip.name, "weights": clip.weights_hash}}
 
 
 def _with_references(dataset: Dataset, split: str) -> tuple[Photo, ...]:

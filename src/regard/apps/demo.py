@@ -12,7 +12,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from regard.apps.photos import draw_gaze, record
-from regard.captioner import PhotoCaption, load
+from regard.captioner import Captioner, PhotoCaption
+from regard.checkpoint import read_model
 from regard.config import make_config
 from regard.data.dataset import read_dataset
 from regard.data.scenes import draw_scenes
@@ -64,7 +65,7 @@ def run_demo(
     )
 
     say("Captioning scenes that it has not seen ...")
-    captioner = load(run)
+    captioner = Captioner(read_model(run))
     decoding = Decoding(beam=3)
     result = evaluate_model(dataset, "test", captioner.model, decoding, cache=out / "features")
     result.write(out / "scores.json")

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from regard.captioner import Captioner, PhotoCaption
+from regard.captioner import AnyCaptioner, PhotoCaption
 from regard.describe import Decoding
-from regard.errors import PhotoError, RegardError
+from regard.errors import ModelError, PhotoError, RegardError
 from regard.images import open_photo
+from regard.models.clip import Clip
 from regard.plots import gaze_figure
+from regard.rerank import rerank
 
 
 def caption_photos(
-    captioner: Captioner,
+    captioner: AnyCaptioner,
     photos: Sequence[Path],
     decoding: Decoding,
     *,
     out: Path | None,
     gaze: Path | None,
+    clip: Clip | None = None,
     say: Callable[[str], None],
     warn: Callable[[str], None],
 ) -> int:
@@ -32,6 +36,7 @@ def caption_photos(
         decoding: how captions are chosen.
         out: file for a JSON line a photo, written beside its place, then renamed.
         gaze: folder for a picture of each photo's gaze.
+        clip: what orders the candidates of a photo instead of their score.
         say: told each caption.
         warn: told each photo that could not be opened.
 
@@ -39,8 +44,11 @@ def caption_photos(
         How many could not be opened.
 
     Raises:
+        ModelError: pictures of the gaze are asked of a captioner that has none.
         RegardError: a file or folder cannot be written.
     """
+    if gaze is not None and captioner.no_gaze is not None:
+        raise ModelError(captioner.no_gaze)
     records: list[dict[str, Any]] = []
     failed = 0
     try:
@@ -48,6 +56,9 @@ def caption_photos(
             gaze.mkdir(parents=True, exist_ok=True)
         pictures = _picture_names(photos)
         for path, found in zip(photos, captioner.captions(photos, decoding), strict=True):
+            if clip is not None and isinstance(found, PhotoCaption):
+                best, *others = rerank(clip, [path], [(found.best, *found.others)])[0]
+                found = replace(found, best=best, others=tuple(others))
             records.append(record(path, found))
             if isinstance(found, PhotoError):
                 failed += 1
@@ -71,10 +82,13 @@ def caption_photos(
 
 
 def record(path: Path, found: PhotoCaption | PhotoError) -> dict[str, Any]:
-    """The record of a photo: ``path`` and ``caption`` with its words, or ``path`` and ``error``."""
+    """The record of a photo: ``path`` and ``caption`` with its words, or ``path`` and ``error``.
+
+    Where candidates were ordered by a CLIP, all of them follow with both their scores.
+    """
     if isinstance(found, PhotoError):
         return {"path": str(path), "error": str(found)}
-    return {
+    made: dict[str, Any] = {
         "path": str(path),
         "caption": found.text,
         "words": [
@@ -82,6 +96,16 @@ def record(path: Path, found: PhotoCaption | PhotoError) -> dict[str, Any]:
             for word, p in zip(found.words, found.log_probabilities, strict=True)
         ],
     }
+    if found.best.similarity is not None:
+        made["candidates"] = [
+            {
+                "caption": c.text,
+                "score": round(c.score, 6),
+                "similarity": round(c.similarity or 0.0, 6),
+            }
+            for c in (found.best, *found.others)
+        ]
+    return made
 
 
 def draw_gaze(path: Path, found: PhotoCaption, file: Path) -> None:

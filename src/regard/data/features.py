@@ -271,6 +271,8 @@ class _Cache:
             "weights_hash": self.encoder["weights_hash"],
             "preparation": encoder.preparation.as_dict(),
             "precision": self.precision,
+            # Left out where there is none: caches from before it was a setting stay good.
+            **{name: self.encoder[name] for name in ("pooled",) if name in self.encoder},
         }
         self.key = content_hash(json.dumps(decisive, sort_keys=True).encode())
         self.directory = self.root / f"{self.encoder['architecture']}-{self.key[:16]}"

@@ -8,31 +8,28 @@ common space.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import Tensor
 
-from regard.errors import MissingExtraError, ModelError
+from regard.errors import ModelError
 from regard.images import Source, open_photo
 from regard.models.devices import find_device
-from regard.models.hub import fetch, is_hub_id
+from regard.models.hub import WEIGHTS, fetch, is_hub_id
+from regard.models.library import SAFELY, load_network, reading, transformers
+from regard.models.processors import PROCESSORS
 
 # SigLIP has learned from texts filled up to the full length; CLIP does not see what fills a batch.
 _FILLING: dict[str, bool | str] = {"clip": True, "siglip": "max_length"}
 
-_WEIGHTS = "model.safetensors"
-_PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # older, newer
 _WORDS_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
-_FILES = ("config.json", *_PROCESSORS, *_WORDS_SETTINGS, "tokenizer.json", _WEIGHTS)
+_FILES = ("config.json", *PROCESSORS, *_WORDS_SETTINGS, "tokenizer.json", WEIGHTS)
 
 
 class Clip:
@@ -101,7 +98,12 @@ class Clip:
 
 
 def load_clip(
-    source: str, *, revision: str | None = None, device: str = "auto", offline: bool = False
+    source: str,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    offline: bool = False,
+    option: str = "--clip",
 ) -> Clip:
     """Load a CLIP or SigLIP in transformers' layout.
 
@@ -112,6 +114,7 @@ def load_clip(
         revision: branch, tag or commit on the hub.
         device: see :func:`regard.models.devices.find_device`.
         offline: never ask the hub; use what an earlier download left.
+        option: the option by which a folder is given, for errors.
 
     Raises:
         ModelError: there is no such model, or it is incomplete or of another kind.
@@ -126,11 +129,11 @@ def load_clip(
         folder = fetch(
             source,
             _FILES,
-            optional=(*_PROCESSORS, *_WORDS_SETTINGS),
+            optional=(*PROCESSORS, *_WORDS_SETTINGS),
             revision=revision,
             offline=offline,
             subject="CLIP model",
-            option="--clip",
+            option=option,
         )
     else:
         raise ModelError(
@@ -138,7 +141,7 @@ def load_clip(
             "folder in transformers' layout, or a hub id such as openai/clip-vit-large-patch14."
         )
     model, pixels, words = _read(folder, _check(folder))
-    with (folder / _WEIGHTS).open("rb") as file:
+    with (folder / WEIGHTS).open("rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     return Clip(
         model=model, pixels=pixels, words=words, name=source, weights_hash=digest, device=where
@@ -151,7 +154,7 @@ def _check(folder: Path) -> str:
     transformers itself would take a folder of another kind, or without words, and go on with fresh
     weights or three words, with no more than a warning.
     """
-    needed = [(name,) for name in ("config.json", "tokenizer.json", _WEIGHTS)] + [_PROCESSORS]
+    needed = [(name,) for name in ("config.json", "tokenizer.json", WEIGHTS)] + [PROCESSORS]
     missing = [
         " or ".join(names)
         for names in needed
@@ -178,48 +181,19 @@ def _check(folder: Path) -> str:
 
 def _read(folder: Path, kind: str) -> tuple[Any, Any, Any]:
     """The network in float32, what prepares photos, and what encodes texts."""
-    try:
-        library: Any = importlib.import_module("transformers")
-    except ImportError as error:
-        raise MissingExtraError("CLIPScore", "hf") from error
+    library = transformers("CLIP")
     network = {"clip": library.CLIPModel, "siglip": library.SiglipModel}[kind]
-    # Nothing may be asked of the hub from here on, and no code of strangers run.
-    safely = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        with _quiet(library.utils.logging):
-            model, report = network.from_pretrained(
-                folder,
-                use_safetensors=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-                **safely,
-            )
-            # By Pillow even where torchvision is installed: its resizing gives other pixels.
-            pixels = library.AutoImageProcessor.from_pretrained(folder, backend="pil", **safely)
-            words = library.AutoTokenizer.from_pretrained(folder, **safely)
-    except (OSError, ValueError, RuntimeError, LookupError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(
-            f"CLIP model {folder} cannot be loaded: {reason.rstrip('.')}. Fetch its files again."
-        ) from error
-    if missing := sorted(report["missing_keys"]):
-        raise ModelError(
-            f"CLIP model {folder} lacks {len(missing)} tensors, the first is {missing[0]}. Fetch "
-            f"{_WEIGHTS} again, or take a whole CLIP."
-        )
+    subject = "CLIP model"
+    model = load_network(network, folder, subject=subject)
+    pixels = reading(
+        # By Pillow even where torchvision is installed: its resizing gives other pixels.
+        lambda: library.AutoImageProcessor.from_pretrained(folder, backend="pil", **SAFELY),
+        folder, subject=subject,
+    )  # fmt: skip
+    words = reading(
+        lambda: library.AutoTokenizer.from_pretrained(folder, **SAFELY), folder, subject=subject
+    )
     return model, pixels, words
-
-
-@contextmanager
-def _quiet(logging: Any) -> Iterator[None]:
-    """Without transformers' bar, for a load of a second."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _embed(

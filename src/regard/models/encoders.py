@@ -5,18 +5,29 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from regard.errors import ModelError
 from regard.images import Preparation
+from regard.models.backbones import (
+    FAMILIES,
+    Backbone,
+    backbone_of,
+    is_backbone,
+    known_backbones,
+    read_backbone,
+)
 from regard.models.devices import Precision, fast_precision
+from regard.models.processors import ImageStatistics, read_json
 from regard.models.resnet import ResNet
 from regard.models.small import SmallEncoder
-from regard.models.sources import ImageStatistics, read_resnet
+from regard.models.sources import locate, read_resnet
 
 DEFAULT_ENCODER = "timm/resnet50.tv_in1k"
 """The encoder of the report: ResNet-50 with torchvision's first ImageNet weights."""
@@ -28,6 +39,7 @@ def load_encoder(
     revision: str | None = None,
     image_size: int | None = None,
     resize: Literal["squash", "crop"] = "squash",
+    grid: int | None = None,
     offline: bool = False,
 ) -> "Encoder":
     """Load an encoder with its weights.
@@ -36,21 +48,31 @@ def load_encoder(
         source: ``small`` for the untrained small encoder; a hub id; a folder in timm's or
             transformers' layout; or a ``.pth`` or ``.safetensors`` file with ResNet weights.
         revision: branch, tag or commit on the hub.
-        image_size: height and width in pixels that photos are resized to; 224, or 112 for
-            ``small``.
+        image_size: height and width in pixels that photos are resized to; without it 112 for
+            ``small``, 224 for a ResNet, and for the rest what their processor says.
         resize: ``squash`` shows the encoder the whole photo, so that a gaze map covers all of it;
             ``crop`` keeps the proportions and cuts the edges off.
+        grid: rows and columns of regions that the backbone's own are averaged to.
         offline: never ask the hub; use what an earlier download left.
     """
+    backbone: ResNet | SmallEncoder | Backbone
     if source == "small":
-        preparation = _prepare_as(ImageStatistics(), image_size or 112, resize)
-        return Encoder(id="small", backbone=SmallEncoder(), preparation=preparation, frozen=False)
-    pretrained = read_resnet(source, revision=revision, offline=offline)
-    backbone = ResNet(depth=pretrained.depth)
-    # Not strict: the counters of batches seen are left out; all else was checked.
-    backbone.load_state_dict(pretrained.tensors, strict=False)
-    preparation = _prepare_as(pretrained.statistics, image_size or 224, resize)
-    return Encoder(id=pretrained.id, backbone=backbone, preparation=preparation, frozen=True)
+        id, backbone = "small", SmallEncoder()
+        statistics = ImageStatistics(size=112)
+    else:
+        place, id = locate(source, revision=revision, offline=offline)
+        if place.is_dir() and is_backbone(read_json(place / "config.json")):
+            backbone, statistics = read_backbone(place)
+        else:
+            pretrained = read_resnet(source, revision=revision, offline=offline)
+            backbone = ResNet(depth=pretrained.depth)
+            # Not strict: the counters of batches seen are left out; all else was checked.
+            backbone.load_state_dict(pretrained.tensors, strict=False)
+            statistics = replace(pretrained.statistics, size=224)
+    preparation = _prepare_as(statistics, image_size or statistics.size or 224, resize)
+    return Encoder(
+        id=id, backbone=backbone, preparation=preparation, frozen=id != "small", pooled=grid
+    )
 
 
 def encoder_from_description(description: dict[str, Any], *, frozen: bool) -> "Encoder":
@@ -61,19 +83,26 @@ def encoder_from_description(description: dict[str, Any], *, frozen: bool) -> "E
         frozen: whether it is only used, or trained too.
     """
     architecture, width = description["architecture"], description["width"]
-    backbone: ResNet | SmallEncoder
+    backbone: ResNet | SmallEncoder | Backbone
     if architecture == "small":
         backbone = SmallEncoder(width=width)
     elif architecture in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"):
         backbone = ResNet(depth=int(architecture.removeprefix("resnet")))
+    elif architecture in FAMILIES:
+        backbone = backbone_of(description["config"])
     else:
         raise ModelError(
             f"The encoder has architecture {architecture!r}; this version knows small, resnet18, "
-            "resnet34, resnet50, resnet101 and resnet152. Update regard, or check the model's "
-            "config.json."
+            f"resnet34, resnet50, resnet101, resnet152, {known_backbones()}. Update regard, or "
+            "check the model's config.json."
         )
-    preparation = Preparation.from_dict(description["preparation"])
-    return Encoder(id=description["id"], backbone=backbone, preparation=preparation, frozen=frozen)
+    return Encoder(
+        id=description["id"],
+        backbone=backbone,
+        preparation=Preparation.from_dict(description["preparation"]),
+        frozen=frozen,
+        pooled=description.get("pooled"),
+    )
 
 
 class Encoder(nn.Module):
@@ -85,15 +114,17 @@ class Encoder(nn.Module):
         preparation: how a photo becomes the input of the backbone.
         frozen: in eval mode whatever the modules around it do, without gradients, its weights
             never touched.
+        pooled: rows and columns of the grid that the backbone's own is averaged to; none keeps it.
     """
 
     def __init__(
         self,
         *,
         id: str,
-        backbone: ResNet | SmallEncoder,
+        backbone: ResNet | SmallEncoder | Backbone,
         preparation: Preparation,
         frozen: bool,
+        pooled: int | None = None,
     ) -> None:
         super().__init__()
         self.id = id
@@ -101,24 +132,34 @@ class Encoder(nn.Module):
         self.preparation = preparation
         self.frozen = frozen
         self.width = backbone.width
-        height, width = preparation.size
-        # Every halving of a backbone rounds up.
-        self.grid = (-(-height // backbone.stride), -(-width // backbone.stride))
+        self.pooled = pooled
+        own = backbone.grid(*preparation.size)
+        if pooled is not None and pooled > min(own):
+            raise ModelError(
+                f"A grid of {pooled} x {pooled} regions is finer than what encoder {id!r} sees in "
+                f"photos of {' x '.join(map(str, preparation.size))} pixels: "
+                f"{' x '.join(map(str, own))}. Choose a smaller encoder.grid, or a larger "
+                "encoder.image_size."
+            )
+        self.grid = own if pooled is None else (pooled, pooled)
         self.requires_grad_(not frozen)
         self.train(not frozen)
 
     def forward(self, images: Tensor) -> Tensor:
         """Prepared photos (B, 3, height, width) to regions (B, L, D), row by row."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return _regions(self.backbone(images))
+            return _regions(self.backbone(images), self.pooled)
 
     def train(self, mode: bool = True) -> Self:
         """Set the training mode; what is frozen or pretrained keeps its batch norms in eval mode.
 
         The running statistics belong to the pretrained weights. A batch of captioning photos is too
-        small to estimate better ones, in fine-tuning too.
+        small to estimate better ones, in fine-tuning too. A backbone of transformers stays in eval
+        mode altogether: whole blocks would be left out at random, frozen ones too.
         """
         super().train(mode and not self.frozen)
+        if isinstance(self.backbone, Backbone):
+            self.backbone.eval()
         if isinstance(self.backbone, ResNet):
             for module in self.modules():
                 if isinstance(module, nn.BatchNorm2d):
@@ -126,14 +167,15 @@ class Encoder(nn.Module):
         return self
 
     def unfreeze(self, stages: int) -> None:
-        """Let the last stages of a ResNet train.
+        """Let the last stages of a pretrained encoder train.
 
         Batch norm keeps its running statistics; its scale and shift train.
 
         Args:
-            stages: how many of the four stages, counted from the end.
+            stages: how many, counted from the end: of the four of a ResNet or ConvNeXt, of the
+                blocks of a ViT and its like.
         """
-        if not isinstance(self.backbone, ResNet):
+        if isinstance(self.backbone, SmallEncoder):
             raise ModelError(
                 f"Encoder {self.id!r} has no stages to unfreeze: all of it is trained from the "
                 "start."
@@ -151,15 +193,13 @@ class Encoder(nn.Module):
 
     @property
     def architecture(self) -> str:
-        """``resnet18`` to ``resnet152``, or ``small``."""
-        if isinstance(self.backbone, ResNet):
-            return f"resnet{self.backbone.depth}"
-        return "small"
+        """``small``, ``resnet18`` to ``resnet152``, or transformers' ``model_type``."""
+        return self.backbone.architecture
 
     @property
     def weights_hash(self) -> str:
         """A hash of the architecture and of every weight as it is now, whatever its source."""
-        digest = hashlib.blake2b(self.architecture.encode(), digest_size=16)
+        digest = hashlib.blake2b(self.backbone.identity.encode(), digest_size=16)
         for name, tensor in sorted(self.backbone.state_dict().items()):
             if name.endswith("num_batches_tracked"):
                 continue  # some formats leave it out, and nothing is computed from it
@@ -170,6 +210,9 @@ class Encoder(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """What a model folder or a cache writes down about its encoder; ready for JSON."""
+        more: dict[str, Any] = {} if self.pooled is None else {"pooled": self.pooled}
+        if isinstance(self.backbone, Backbone):
+            more["config"] = self.backbone.config
         return {
             "id": self.id,
             "architecture": self.architecture,
@@ -177,6 +220,7 @@ class Encoder(nn.Module):
             "grid": list(self.grid),
             "preparation": self.preparation.as_dict(),
             "weights_hash": self.weights_hash,
+            **more,
         }
 
     def fast_precision(self) -> Precision:
@@ -204,13 +248,15 @@ class Encoder(nn.Module):
         def encode(images: Tensor) -> Tensor:
             with torch.no_grad():
                 images = images.to(device, dtype).contiguous(memory_format=torch.channels_last)
-                return _regions(backbone(images)).float()
+                return _regions(backbone(images), self.pooled).float()
 
         return encode
 
 
-def _regions(features: Tensor) -> Tensor:
-    """The grid (B, D, H, W) as a row-major list of regions (B, L, D)."""
+def _regions(features: Tensor, pooled: int | None) -> Tensor:
+    """The grid (B, D, H, W), averaged to a coarser one if asked, as a row-major list (B, L, D)."""
+    if pooled is not None:
+        features = functional.adaptive_avg_pool2d(features, pooled)  # (B, D, pooled, pooled)
     return features.flatten(2).transpose(1, 2)
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from regard.errors import ModelError
+
+WEIGHTS = "model.safetensors"
+"""The file of weights, of networks small enough for one."""
+
+SHARDED = "model.safetensors.index.json"
+"""What names the files of weights of the larger ones."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _PATIENCE_S = 5.0
@@ -41,25 +48,14 @@ def fetch(
     Raises:
         ModelError: a file is not here and cannot be fetched.
     """
-    # Imported here: who loads a folder must not pay for the hub's client.
-    from huggingface_hub import (
-        get_hf_file_metadata,
-        hf_hub_download,
-        hf_hub_url,
-        try_to_load_from_cache,
-    )
-    from huggingface_hub.errors import EntryNotFoundError
-
     needed = [name for name in files if name not in optional]
-    here = [
-        try_to_load_from_cache(repository, name, revision=revision or "main") for name in needed
-    ]
-    if all(isinstance(path, str) for path in here):
-        return Path(str(here[-1])).parent
+    if (found := _downloaded(repository, needed, revision)) is not None:
+        return found
     folder = repository.split("/")[-1]
     elsewhere = (
         f"On a machine with network run: hf download {repository} --include '*.json' "
-        f"--include model.safetensors --local-dir {folder} . Copy that folder here and pass its "
+        f"--include '*.safetensors'{f' --revision {revision}' if revision else ''} "
+        f"--local-dir {folder} . Copy that folder here and pass its "
         f"path: {option} {folder}"
     )
     if offline:
@@ -68,22 +64,20 @@ def fetch(
             f"earlier download, and offline use was asked for. {elsewhere}"
         )
     try:
+        folders = []
         for name in files:
-            # One short question first: the download retries for 23 seconds without network.
-            url = hf_hub_url(repository, name, revision=revision)
-            try:
-                get_hf_file_metadata(url, timeout=_PATIENCE_S)
-            except EntryNotFoundError as error:
-                if name in optional:
-                    continue
+            path = _download(repository, name, revision)
+            if path is None and name == WEIGHTS:
+                path = _download_shards(repository, revision)
+            if path is None and name not in optional:
                 raise ModelError(
                     f"{subject} {repository!r} has no {name} on the hub"
                     f"{f' at revision {revision}' if revision else ''}. It must have "
                     f"{', '.join(needed)}. Take another revision or repository, or save the model "
                     f"in that form and pass its folder: {option} FOLDER"
-                ) from error
-            path = Path(hf_hub_download(repository, name, revision=revision))
-        return path.parent
+                )
+            folders += [path.parent] if path is not None else []
+        return folders[-1]
     except ModelError:
         raise
     except Exception as error:
@@ -94,3 +88,74 @@ def fetch(
             f"{subject} {repository!r} is not on this machine and could not be fetched from the "
             f"hub: {reason.rstrip('.')}. {elsewhere}"
         ) from error
+
+
+def check_weights(folder: Path) -> None:
+    """Refuse a folder without safetensors, before transformers says so in its own way.
+
+    Raises:
+        ModelError: there are none, naming the pickles that are there instead.
+    """
+    if any((folder / name).is_file() for name in (WEIGHTS, SHARDED)):
+        return
+    pickles = ", ".join(sorted(path.name for path in folder.glob("*.bin")))
+    raise ModelError(
+        f"{folder} has no model.safetensors"
+        + (f", only {pickles}, a pickle, which is not read. " if pickles else ". ")
+        + "Save the model again with safetensors, or take a folder that has the file."
+    )
+
+
+def _downloaded(repository: str, needed: Sequence[str], revision: str | None) -> Path | None:
+    """The folder of an earlier download, if all of it is here."""
+    # Imported here: who loads a folder must not pay for the hub's client.
+    from huggingface_hub import try_to_load_from_cache
+
+    def here(name: str) -> Path | None:
+        path = try_to_load_from_cache(repository, name, revision=revision or "main")
+        return Path(path) if isinstance(path, str) else None
+
+    found = None
+    for name in needed:
+        found = here(name)
+        if found is None and name == WEIGHTS and (found := here(SHARDED)) is not None:
+            found = found if all(here(shard) for shard in _shards(found)) else None
+        if found is None:
+            return None
+    return found.parent if found is not None else None
+
+
+def _download(repository: str, name: str, revision: str | None) -> Path | None:
+    """A file of a repository on this machine; none where the repository has no such file."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError
+
+    # One short question first: the download retries for 23 seconds without network.
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, name, revision=revision), timeout=_PATIENCE_S)
+    except EntryNotFoundError:
+        return None
+    return Path(hf_hub_download(repository, name, revision=revision))
+
+
+def _download_shards(repository: str, revision: str | None) -> Path | None:
+    """The weights of a large network: their index, and the files that it names."""
+    index = _download(repository, SHARDED, revision)
+    for name in _shards(index) if index is not None else ():
+        _download(repository, name, revision)
+    return index
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index of weights names.
+
+    Raises:
+        ModelError: it is damaged, or names something that is not beside it.
+    """
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index} is damaged: {error!r}. Fetch the file again.") from error
+    if bad := [name for name in names if name != Path(name).name]:
+        raise ModelError(f"{index} names {bad[0]!r}, which is not beside it. Take another copy.")
+    return names

@@ -24,6 +24,7 @@ class ResNet(nn.Module):
         super().__init__()
         block, blocks = LAYOUTS[depth]
         self.depth = depth
+        self.architecture = self.identity = f"resnet{depth}"
         self.width = 512 * block.expansion
         self.conv1 = nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
@@ -37,6 +38,10 @@ class ResNet(nn.Module):
     def stages(self) -> tuple[nn.Sequential, ...]:
         """The four stages, from the pixels up."""
         return self.layer1, self.layer2, self.layer3, self.layer4
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of regions of a photo; every halving rounds up."""
+        return -(-height // self.stride), -(-width // self.stride)
 
     def forward(self, images: Tensor) -> Tensor:
         """Photos (B, 3, 32 H, 32 W), normalised, to features (B, D, H, W), zero or above."""

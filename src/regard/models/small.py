@@ -21,6 +21,7 @@ class SmallEncoder(nn.Module):
 
     stride = 16
     """Pixels to a region, along each side."""
+    architecture = identity = "small"
 
     def __init__(self, *, width: int = 128) -> None:
         super().__init__()
@@ -34,6 +35,10 @@ class SmallEncoder(nn.Module):
         )
         self.down = _Convolution(width + 2, width, kernel=3, stride=2)
         self.residual = _Residual(width, kernel=1)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of regions of a photo; every halving rounds up."""
+        return -(-height // self.stride), -(-width // self.stride)
 
     def forward(self, images: Tensor) -> Tensor:
         """Photos (B, 3, 16 H, 16 W), normalised, to features (B, D, H, W), zero or above."""

@@ -4,14 +4,13 @@ Whatever the source, the result is the same: a depth, a complete set of float32 
 torchvision's names, and the image preparation that the weights were trained with.
 """
 
-import json
 import pickle
 import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,22 +18,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from regard.errors import ModelError
-from regard.models.hub import fetch, is_hub_id
+from regard.models.backbones import known_backbones
+from regard.models.hub import WEIGHTS, check_weights, fetch, is_hub_id
+from regard.models.processors import (
+    PROCESSORS,
+    ImageStatistics,
+    colours,
+    read_json,
+    read_processor,
+    resampling,
+)
 from regard.models.resnet import LAYOUTS, BasicBlock, ResNet
-
-
-@dataclass(frozen=True)
-class ImageStatistics:
-    """How the photos that a network was trained on were prepared."""
-
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Mean of red, green and blue in 0..1; ImageNet's unless the source says otherwise."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Standard deviation of red, green and blue in 0..1."""
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """The filter of the resize."""
-    crop_fraction: float = 0.875
-    """The part of the shorter side that was kept; of use only where photos are cropped."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +57,29 @@ def read_resnet(
         revision: branch, tag or commit on the hub.
         offline: use only what an earlier download left on this machine.
     """
-    path = Path(source).expanduser()
+    path, id = locate(source, revision=revision, offline=offline)
     if path.is_dir():
-        return _read_folder(path, id=str(path.resolve()))
-    if path.is_file():
-        tensors = _torchvision_tensors(_read_tensors(path), where=str(path))
-        depth = _depth_of(tensors, where=str(path))
-        _check_complete(tensors, depth=depth, where=str(path))
-        return PretrainedResNet(str(path.resolve()), depth, tensors, ImageStatistics())
+        return _read_folder(path, id=id)
+    tensors = _torchvision_tensors(_read_tensors(path), where=str(path))
+    depth = _depth_of(tensors, where=str(path))
+    _check_complete(tensors, depth=depth, where=str(path))
+    return PretrainedResNet(id, depth, tensors, ImageStatistics())
+
+
+def locate(source: str, *, revision: str | None = None, offline: bool = False) -> tuple[Path, str]:
+    """Where an encoder is on this machine, fetched from the hub if need be, and its id.
+
+    Args:
+        source: see :func:`read_resnet`.
+        revision: branch, tag or commit on the hub.
+        offline: use only what an earlier download left on this machine.
+
+    Returns:
+        Its folder or file, and what leads back to it: the absolute path, or the hub id.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir() or path.is_file():
+        return path, str(path.resolve())
     if not is_hub_id(source):
         raise ModelError(
             f"Encoder {source!r}: there is no such file or folder, and it is not a hub id. "
@@ -79,39 +88,34 @@ def read_resnet(
         )
     folder = fetch(
         source,
-        ("config.json", "preprocessor_config.json", "model.safetensors"),
-        optional=("preprocessor_config.json",),
+        ("config.json", *PROCESSORS, WEIGHTS),
+        optional=PROCESSORS,
         revision=revision,
         offline=offline,
         subject="Encoder",
         option="--encoder",
     )
-    return _read_folder(folder, id=source)
+    return folder, source
 
 
 # --- folders ----------------------------------------------------------------------------------
 
 
 def _read_folder(folder: Path, *, id: str) -> PretrainedResNet:
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if "architecture" in config:
         depth, statistics = _timm_settings(config, folder)
     elif config.get("model_type") == "resnet":
         depth, statistics = _transformers_settings(config, folder)
     else:
         raise ModelError(
-            f"{folder / 'config.json'} describes no ResNet: it has model_type "
+            f"{folder / 'config.json'} describes no encoder that is known: it has model_type "
             f"{config.get('model_type')!r} and no architecture. Expected a timm folder "
-            "(architecture: resnet18 to resnet152) or a transformers folder (model_type: resnet)."
+            "(architecture: resnet18 to resnet152) or a transformers folder (model_type: resnet, "
+            f"{known_backbones()})."
         )
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
-        pickles = ", ".join(sorted(path.name for path in folder.glob("*.bin")))
-        raise ModelError(
-            f"{folder} has no model.safetensors"
-            + (f", only {pickles}, a pickle, which is not read. " if pickles else ". ")
-            + "Save the model again with safetensors, or take a folder that has the file."
-        )
+    weights = folder / WEIGHTS
+    check_weights(folder)
     tensors = _torchvision_tensors(_read_tensors(weights), where=str(weights))
     _check_complete(tensors, depth=depth, where=str(weights))
     return PretrainedResNet(id, depth, tensors, statistics)
@@ -129,9 +133,9 @@ def _timm_settings(config: dict[str, Any], folder: Path) -> tuple[int, ImageStat
     trained = config.get("pretrained_cfg", {})
     usual = ImageStatistics()
     return depths[architecture], ImageStatistics(
-        mean=_triple(trained.get("mean", usual.mean), folder),
-        std=_triple(trained.get("std", usual.std), folder),
-        interpolation=_filter(trained.get("interpolation", usual.interpolation), folder),
+        mean=colours(trained.get("mean", usual.mean), folder),
+        std=colours(trained.get("std", usual.std), folder),
+        interpolation=resampling(trained.get("interpolation", usual.interpolation), folder),
         crop_fraction=float(trained.get("crop_pct", usual.crop_fraction)),
     )
 
@@ -167,56 +171,8 @@ def _transformers_settings(config: dict[str, Any], folder: Path) -> tuple[int, I
             f"{path}: layer_type {config.get('layer_type')!r} with depths {list(layout[1])} is "
             f"none of ResNet-{', '.join(map(str, LAYOUTS))}."
         )
-    usual = ImageStatistics()
-    preprocessor = folder / "preprocessor_config.json"
-    trained = _read_json(preprocessor) if preprocessor.is_file() else {}
-    return depths[layout], ImageStatistics(
-        mean=_triple(trained.get("image_mean", usual.mean), folder),
-        std=_triple(trained.get("image_std", usual.std), folder),
-        interpolation=_filter(trained.get("resample", usual.interpolation), folder),
-        crop_fraction=float(trained.get("crop_pct") or usual.crop_fraction),
-    )
-
-
-def _triple(values: Any, folder: Path) -> tuple[float, float, float]:
-    match values:
-        case [int() | float() as red, int() | float() as green, int() | float() as blue]:
-            return float(red), float(green), float(blue)
-    raise ModelError(
-        f"{folder}: {values!r} is no mean or standard deviation of red, green and blue. Expected "
-        "three numbers."
-    )
-
-
-def _filter(name: Any, folder: Path) -> Literal["bilinear", "bicubic"]:
-    # transformers writes Pillow's numbers; timm writes names.
-    if name in ("bilinear", 2):
-        return "bilinear"
-    if name in ("bicubic", 3):
-        return "bicubic"
-    raise ModelError(
-        f"{folder}: its photos are to be resized with {name!r}; only bilinear (2) and bicubic (3) "
-        "are known."
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(
-            f"{path.parent} has no {path.name}. An encoder folder holds config.json and "
-            "model.safetensors."
-        ) from None
-    except ValueError as error:
-        raise ModelError(
-            f"{path} is not readable as JSON: {error}. Fetch the file again."
-        ) from error
-    if not isinstance(content, dict):
-        raise ModelError(
-            f"{path} holds a {type(content).__name__}, not an object. Fetch the file again."
-        )
-    return content
+    # Older folders of ResNets have no preprocessor_config.json; all were trained as usual.
+    return depths[layout], read_processor(folder) or ImageStatistics()
 
 
 # --- tensors ----------------------------------------------------------------------------------
