@@ -29,12 +29,19 @@ import regard
 from regard.build import build_decoder, build_encoder
 from regard.config import Config, validated
 from regard.errors import ConfigError, ModelError
+from regard.models.decoder import Decoder
 from regard.models.encoders import Encoder, encoder_from_description
-from regard.models.lstm import LstmDecoder
 from regard.text.vocabulary import Vocabulary
 
 FORMAT = 1
 """Version of the folder's format; a folder of a newer one is refused."""
+
+_DECODERS = {
+    "lstm": "A frozen or jointly trained encoder, additive attention, and an LSTM that writes a "
+    'caption word by\nword (Xu et al., "Show, attend and tell", 2015).',
+    "transformer": "A frozen or jointly trained encoder, and a Transformer that attends to its own "
+    'words and to the\nregions (Vaswani et al., "Attention is all you need", 2017).',
+}
 
 _FILES = ("config.json", "vocabulary.json", "model.safetensors")
 
@@ -46,7 +53,7 @@ class Model:
     config: Config
     vocabulary: Vocabulary
     encoder: Encoder
-    decoder: LstmDecoder
+    decoder: Decoder
     weights_hash: str
     """SHA-256 of ``model.safetensors``."""
     scores: Mapping[str, Any]
@@ -59,7 +66,7 @@ def write_model(
     config: Config,
     vocabulary: Vocabulary,
     encoder: Encoder,
-    decoder: LstmDecoder,
+    decoder: Decoder,
     scores: Mapping[str, Any],
     data: str,
 ) -> None:
@@ -85,7 +92,7 @@ def write_model(
     described = {
         "format": FORMAT,
         "regard": regard.__version__,
-        "kind": "lstm",
+        "kind": config.decoder.kind,
         "weights": _hash(weights),
         "settings": config.model_dump(),
         "encoder": encoder.describe(),
@@ -95,7 +102,7 @@ def write_model(
         "data": data,
     }
     vocabulary.save(beside / "vocabulary.json")
-    (beside / "README.md").write_text(_card(described, len(vocabulary)), encoding="utf-8")
+    (beside / "README.md").write_text(_card(described, config, len(vocabulary)), encoding="utf-8")
     (beside / "config.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
@@ -274,9 +281,8 @@ def _hash(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _card(described: Mapping[str, Any], words: int) -> str:
+def _card(described: Mapping[str, Any], config: Config, words: int) -> str:
     encoder = described["encoder"]
-    settings = described["settings"]
     scores = {k: v for k, v in described["scores"].items() if isinstance(v, int | float)}
     settled = {k: v for k, v in described["scores"].items() if k not in scores}
     rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in scores.items())
@@ -294,8 +300,7 @@ tags: [image-captioning, attention]
 
 # An image captioner that shows where it looks
 
-A frozen or jointly trained encoder, additive attention, and an LSTM that writes a caption word by
-word (Xu et al., "Show, attend and tell", 2015). Made with regard {described["regard"]}.
+{_DECODERS[config.decoder.kind]} Made with regard {described["regard"]}.
 
     regard caption PHOTO --model THIS_FOLDER --gaze DIR
 
@@ -306,7 +311,7 @@ word (Xu et al., "Show, attend and tell", 2015). Made with regard {described["re
 | photo preparation | {json.dumps(encoder["preparation"])} |
 | data | {described["data"]} |
 | words | {words} |
-| decoder | {json.dumps(settings["decoder"])} |
+| decoder | {json.dumps(config.decoder.of_kind())} |
 
 ## Scores
 

@@ -195,6 +195,10 @@ def train(
     encoder: Annotated[
         str | None, typer.Option("--encoder", help="Hub id, local folder or weight file.")
     ] = None,
+    decoder: Annotated[
+        str | None,
+        typer.Option("--decoder", help="lstm or transformer; each has a preset that suits it."),
+    ] = None,
     embeddings: Annotated[
         Path | None, typer.Option("--embeddings", help="File of word vectors to start from.")
     ] = None,
@@ -228,6 +232,8 @@ def train(
     overrides: dict[str, Any] = {}
     if encoder is not None:
         overrides["encoder.id"] = encoder
+    if decoder is not None:
+        overrides["decoder.kind"] = decoder
     if embeddings is not None:
         overrides["text.embeddings"] = str(embeddings)
     if fine_tune is not None:

@@ -8,13 +8,14 @@ together, before any work.
 from __future__ import annotations
 
 import difflib
+import math
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from regard.errors import ConfigError
 
@@ -62,22 +63,58 @@ class TextConfig(_Record):
 
 
 class DecoderConfig(_Record):
-    """The part that speaks."""
+    """The part that speaks. What one kind alone has is no matter to the other."""
 
+    kind: Literal["lstm", "transformer"] = Field(
+        "lstm", description="An LSTM that looks before each word, or a Transformer."
+    )
     embedding_width: int | None = Field(
-        None, ge=1, description="E, width of a word's vector; follows the embeddings file, or 300."
+        None,
+        ge=1,
+        description="E, width of a word's vector; follows the embeddings file, or is 300 (N for "
+        "a Transformer).",
     )
     hidden_width: int = Field(512, ge=1, description="N, width of the hidden state.")
-    attention_width: int = Field(512, ge=1, description="A, width of the attention space.")
-    start_state: Literal["mean", "zeros"] = Field(
-        "mean", description="State before the first word: a layer on the mean region, or zeros."
-    )
-    gate: bool = Field(
-        False, description="Whether a gate scales the context before it enters the LSTM."
-    )
     dropout: float = Field(
         0.0, ge=0, lt=1, description="Share of word and hidden values dropped in training."
     )
+    attention_width: int = Field(512, ge=1, description="LSTM: A, width of the attention space.")
+    start_state: Literal["mean", "zeros"] = Field(
+        "mean",
+        description="LSTM: state before the first word: a layer on the mean region, or zeros.",
+    )
+    gate: bool = Field(
+        False, description="LSTM: whether a gate scales the context before it enters."
+    )
+    layers: int = Field(3, ge=1, le=48, description="Transformer: layers.")
+    heads: int = Field(8, ge=1, description="Transformer: heads of each attention; they share N.")
+    feed_forward_width: int = Field(
+        1024, ge=1, description="Transformer: width between two attentions."
+    )
+    positions: Literal["sinusoidal", "learned"] = Field(
+        "sinusoidal", description="Transformer: what tells a word its place."
+    )
+    tied: bool = Field(
+        True, description="Transformer: whether the words' vectors also score the next word."
+    )
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> Self:
+        if self.kind == "transformer" and self.hidden_width % math.lcm(2, self.heads):
+            raise ValueError(
+                f"hidden_width is {self.hidden_width}; a Transformer with {self.heads} heads needs "
+                f"a multiple of {math.lcm(2, self.heads)}"
+            )
+        return self
+
+    def of_kind(self) -> dict[str, Any]:
+        """The settings that this kind of decoder has, by name."""
+        own = {
+            "lstm": {"attention_width", "start_state", "gate"},
+            "transformer": {"layers", "heads", "feed_forward_width", "positions", "tied"},
+        }
+        others = set().union(*own.values()) - own[self.kind]
+        return self.model_dump(exclude=others)
 
 
 class TrainConfig(_Record):
@@ -180,6 +217,26 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
                 "schedule": "cosine",
                 "warmup_steps": 100,
                 "label_smoothing": 0.1,
+            },
+        },
+    ),
+    "transformer": (
+        "A Transformer that reads all words of a caption at once: as fast, with its own rate, "
+        "warm-up and dropout.",
+        {
+            "text": {"min_count": 5},
+            "decoder": {"kind": "transformer", "dropout": 0.3},
+            "train": {
+                "epochs": 12,
+                "grouping": "photo",
+                "bucket": True,
+                "optimizer": "adamw",
+                "learning_rate": 5e-4,
+                "weight_decay": 0.05,
+                "schedule": "cosine",
+                "warmup_steps": 400,
+                "label_smoothing": 0.1,
+                "clip": 1.0,
             },
         },
     ),

@@ -35,9 +35,9 @@ from regard.describe import Decoding
 from regard.errors import ConfigError, MissingExtraError
 from regard.files import write_json
 from regard.machine import describe_machine
+from regard.models.decoder import Decoder
 from regard.models.devices import fast_precision, find_device
 from regard.models.encoders import Encoder
-from regard.models.lstm import LstmDecoder
 from regard.text.tokenise import tokenise
 from regard.text.vectors import read_vectors
 from regard.text.vocabulary import Vocabulary
@@ -274,7 +274,7 @@ def _sources(
     return CachedRegions(store, paths), CachedRegions(store, judged_paths)
 
 
-def _optimizer(config: Config, encoder: Encoder, decoder: LstmDecoder) -> torch.optim.Optimizer:
+def _optimizer(config: Config, encoder: Encoder, decoder: Decoder) -> torch.optim.Optimizer:
     """Adam over matrices (with decay) and the rest (without); the encoder's apart."""
     train = config.train
     small_rate = train.encoder_learning_rate if config.encoder.fine_tune_stages else None
