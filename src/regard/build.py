@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
 import torch
 
-from regard.config import Config, DecoderConfig, EncoderConfig
+from regard.config import Config, DecoderConfig, EncoderConfig, TextConfig
 from regard.errors import ConfigError
 from regard.models.decoder import Decoder
 from regard.models.encoders import Encoder, load_encoder
 from regard.models.lstm import LstmDecoder
 from regard.models.transformer import TransformerDecoder
+from regard.text.subwords import Subwords
 from regard.text.vectors import WordVectors
-from regard.text.vocabulary import Vocabulary
+from regard.text.vocabulary import Lexicon, Vocabulary
 
 EMBEDDING_WIDTH = 300
 """E of an LSTM when neither the settings nor a file of vectors say: as the Google News vectors."""
@@ -54,6 +58,29 @@ def build_decoder(config: DecoderConfig, *, vocabulary_size: int, feature_width:
     )
 
 
+def build_vocabulary(config: TextConfig, captions: Iterable[Sequence[str]]) -> Lexicon:
+    """What the ids of some captions, as words, will mean.
+
+    Raises:
+        MissingExtraError: pieces are wanted, and the package for them is not installed.
+    """
+    kind, _, number = config.vocabulary.partition(":")
+    if kind == "bpe":
+        return Subwords.from_captions(captions, size=int(number))
+    return Vocabulary.from_captions(captions, min_count=int(number))
+
+
+def read_vocabulary(folder: Path, setting: str) -> Lexicon:
+    """That of a model folder whose ``text.vocabulary`` is ``setting``.
+
+    Raises:
+        ModelError: it is not there, or damaged.
+        MissingExtraError: it is of pieces, and the package for them is not installed.
+    """
+    kind: type[Subwords | Vocabulary] = Subwords if setting.startswith("bpe:") else Vocabulary
+    return kind.load(folder / kind.file_name)
+
+
 def with_embedding_width(config: Config, vectors: WordVectors | None) -> Config:
     """The settings with E decided: it follows the file of vectors.
 
@@ -75,13 +102,13 @@ def _usual_width(config: DecoderConfig) -> int:
     return config.hidden_width if config.kind == "transformer" else EMBEDDING_WIDTH
 
 
-def start_from_vectors(decoder: Decoder, vocabulary: Vocabulary, vectors: WordVectors) -> int:
+def start_from_vectors(decoder: Decoder, vocabulary: Lexicon, vectors: WordVectors) -> int:
     """Set the words that have a vector to it; the others stay random. Returns how many were set."""
     weight = decoder.embedding.weight
     found = 0
     with torch.no_grad():
         for i in range(len(vocabulary)):
-            vector = vectors.vectors.get(vocabulary.word(i))
+            vector = vectors.vectors.get(vocabulary.spell([i])[0].word)
             if vector is not None:
                 weight[i] = torch.from_numpy(vector).to(weight)
                 found += 1

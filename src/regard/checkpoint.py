@@ -2,7 +2,8 @@
 
 ========================  ==========================================================================
 ``config.json``           format version, settings, encoder, measured scores, hash of the weights
-``vocabulary.json``       the words in the order of their ids
+``vocabulary.json``       the words in the order of their ids; or, of pieces of words,
+``tokenizer.json``        how words are made of them
 ``model.safetensors``     the decoder's weights, and the encoder's where they were trained
 ``README.md``             the model card
 ========================  ==========================================================================
@@ -26,12 +27,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import regard
-from regard.build import build_decoder, build_encoder
-from regard.config import Config, validated
+from regard.build import build_decoder, build_encoder, read_vocabulary
+from regard.config import Config, recorded
 from regard.errors import ConfigError, ModelError
 from regard.models.decoder import Decoder
 from regard.models.encoders import Encoder, encoder_from_description
-from regard.text.vocabulary import Vocabulary
+from regard.text.subwords import Subwords
+from regard.text.vocabulary import Lexicon, Vocabulary
 
 FORMAT = 1
 """Version of the folder's format; a folder of a newer one is refused."""
@@ -43,7 +45,8 @@ _DECODERS = {
     'words and to the\nregions (Vaswani et al., "Attention is all you need", 2017).',
 }
 
-_FILES = ("config.json", "vocabulary.json", "model.safetensors")
+_FILES = ("config.json", "model.safetensors")
+_VOCABULARIES = (Vocabulary.file_name, Subwords.file_name)
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Model:
     """A captioner, ready to be used."""
 
     config: Config
-    vocabulary: Vocabulary
+    vocabulary: Lexicon
     encoder: Encoder
     decoder: Decoder
     weights_hash: str
@@ -64,7 +67,7 @@ def write_model(
     folder: Path,
     *,
     config: Config,
-    vocabulary: Vocabulary,
+    vocabulary: Lexicon,
     encoder: Encoder,
     decoder: Decoder,
     scores: Mapping[str, Any],
@@ -101,7 +104,7 @@ def write_model(
         "scores": dict(scores),
         "data": data,
     }
-    vocabulary.save(beside / "vocabulary.json")
+    vocabulary.save(beside / vocabulary.file_name)
     (beside / "README.md").write_text(_card(described, config, len(vocabulary)), encoding="utf-8")
     (beside / "config.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
     old = folder.with_name(folder.name + ".old")
@@ -128,7 +131,6 @@ def read_model(
     """
     folder = _find(source, revision)
     described = _read_config(folder)
-    vocabulary = Vocabulary.load(folder / "vocabulary.json")
     weights_file = folder / "model.safetensors"
     weights_hash = _hash(weights_file)
     if weights_hash != described["weights"]:
@@ -138,11 +140,10 @@ def read_model(
             "expected. Copy the whole folder again."
         )
     try:
-        config = validated(
-            described["settings"], source=f"the settings in {folder / 'config.json'}"
-        )
+        config = recorded(described["settings"], source=f"the settings in {folder / 'config.json'}")
     except ConfigError as error:
         raise ModelError(str(error)) from error
+    vocabulary = read_vocabulary(folder, config.text.vocabulary)
     seer = _build_encoder(config, described, encoder, folder)
     decoder = build_decoder(
         config.decoder,
@@ -171,8 +172,8 @@ def _find(source: str | Path, revision: str | None) -> Path:
     if path.exists():
         raise ModelError(
             f"{path} is no model folder: it has neither config.json nor model/config.json. A "
-            f"model folder holds {', '.join(_FILES)}; a run has one in RUN/model after its first "
-            "epoch."
+            f"model folder holds {', '.join(_FILES)} and {' or '.join(_VOCABULARIES)}; a run has "
+            "one in RUN/model after its first epoch."
         )
     name = str(source)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
@@ -186,7 +187,10 @@ def _find(source: str | Path, revision: str | None) -> Path:
     try:
         return Path(
             snapshot_download(
-                name, revision=revision, allow_patterns=[*_FILES, "README.md"], etag_timeout=5
+                name,
+                revision=revision,
+                allow_patterns=[*_FILES, *_VOCABULARIES, "README.md"],
+                etag_timeout=5,
             )
         )
     except (OSError, HfHubHTTPError, LocalEntryNotFoundError, ValueError) as error:
@@ -310,7 +314,7 @@ tags: [image-captioning, attention]
 | hash of the encoder's weights | `{encoder["weights_hash"]}` |
 | photo preparation | {json.dumps(encoder["preparation"])} |
 | data | {described["data"]} |
-| words | {words} |
+| vocabulary | {config.text.vocabulary}: {words:,} entries |
 | decoder | {json.dumps(config.decoder.of_kind())} |
 
 ## Scores

@@ -15,9 +15,19 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from regard.errors import ConfigError
+
+LEAST_PIECES = 257
+"""Every byte, and the mark that begins a word: pieces that a vocabulary of pieces cannot lack."""
 
 
 class _Record(BaseModel):
@@ -51,15 +61,43 @@ class EncoderConfig(_Record):
 class TextConfig(_Record):
     """The words."""
 
-    min_count: int = Field(1, ge=1, description="Words seen fewer times in training become <UNK>.")
+    vocabulary: str = Field(
+        "words:1",
+        description="words:N: words seen at least N times in training, the others become <UNK>; "
+        "bpe:N: N pieces of words, which make any word.",
+    )
     max_length: int = Field(
-        40, ge=1, le=200, description="Longest training caption in words; longer ones are cut."
+        40,
+        ge=1,
+        le=200,
+        description="Longest training caption in words (or pieces); longer ones are cut.",
     )
     embeddings: str | None = Field(
         None,
         description="File of word vectors (word2vec binary or text, GloVe, gzip of them) that the "
         "words start from.",
     )
+
+    @field_validator("vocabulary")
+    @classmethod
+    def _is_a_vocabulary(cls, value: str) -> str:
+        kind, _, number = value.partition(":")
+        least = {"words": 1, "bpe": LEAST_PIECES}.get(kind)
+        if least is None or not number.isdecimal() or int(number) < least:
+            raise ValueError(
+                f"expected words:N with N at least 1, as in words:5, or bpe:N with N at least "
+                f"{LEAST_PIECES}, as in bpe:4000"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _vectors_are_of_words(self) -> Self:
+        if self.embeddings is not None and self.vocabulary.startswith("bpe:"):
+            raise ValueError(
+                f"{self.embeddings} has vectors of words, and {self.vocabulary} makes pieces of "
+                "them; take words:5, or no embeddings"
+            )
+        return self
 
 
 class DecoderConfig(_Record):
@@ -206,7 +244,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
         "The best captions for the time on two cores: photos with all their captions, smoothing, "
         "decay, dropout, a gate on the context, a cosine schedule.",
         {
-            "text": {"min_count": 5},
+            "text": {"vocabulary": "words:5"},
             "decoder": {"gate": True, "dropout": 0.5},
             "train": {
                 "epochs": 12,
@@ -224,7 +262,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
         "A Transformer that reads all words of a caption at once: as fast, with its own rate, "
         "warm-up and dropout.",
         {
-            "text": {"min_count": 5},
+            "text": {"vocabulary": "words:5"},
             "decoder": {"kind": "transformer", "dropout": 0.3},
             "train": {
                 "epochs": 12,
@@ -328,6 +366,10 @@ def validated(values: Mapping[str, Any], *, source: str = "the settings") -> Con
             name = ".".join(str(part) for part in problem["loc"])
             if problem["type"] == "extra_forbidden":
                 lines.append(f"unknown setting {name!r}{_nearest_setting(name, names)}")
+            elif problem["type"] == "value_error" and isinstance(problem["input"], dict):
+                lines.append(f"{name}: {problem['ctx']['error']}")  # of several settings
+            elif problem["type"] == "value_error":
+                lines.append(f"{name} = {problem['input']!r}: {problem['ctx']['error']}")
             else:
                 lines.append(f"{name} = {problem['input']!r}: {_lower(problem['msg'])}")
         raise ConfigError(
@@ -335,6 +377,18 @@ def validated(values: Mapping[str, Any], *, source: str = "the settings") -> Con
             + "\n  ".join(lines)
             + "\n`regard train --help` lists every setting."
         ) from error
+
+
+def recorded(values: Mapping[str, Any], *, source: str) -> Config:
+    """A :class:`Config` of what a file holds, written now or by an earlier version.
+
+    Raises:
+        ConfigError: one line for each problem.
+    """
+    text = dict(values.get("text", {}))
+    if "min_count" in text:  # as it was before there were pieces of words
+        text["vocabulary"] = f"words:{text.pop('min_count')}"
+    return validated({**values, "text": text}, source=source)
 
 
 def describe_fields() -> Iterator[tuple[str, str]]:

@@ -1,0 +1,81 @@
+"""Every decoder with every vocabulary learns, is stopped, goes on, and captions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+import regard
+import tiny
+from regard.config import Config, make_config
+from regard.data.dataset import Dataset, read_dataset
+from regard.describe import Decoding
+from regard.training.log import read_log
+from regard.training.loop import Progress, Watch
+from regard.training.run import Listener, Machine, train
+
+KINDS = ["lstm", "transformer"]
+VOCABULARIES = ["words:1", "bpe:300"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Dataset:
+    return read_dataset(tiny.draw_tiny(tmp_path_factory.mktemp("data") / "tiny"))
+
+
+def settings(kind: str, vocabulary: str) -> Config:
+    return make_config(
+        preset="scenes",
+        overrides={"decoder.kind": kind, "text.vocabulary": vocabulary, "train.save_every": 1},
+        settings=[*tiny.QUICK[1::2], "train.epochs=40", "train.batch_size=6",
+                  "train.learning_rate=5e-3", "train.warmup_steps=10", "decoder.dropout=0.1"],
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=[(k, v) for k in KINDS for v in VOCABULARIES], ids=str)
+def run(request, data, tmp_path_factory) -> tuple[Config, Path]:
+    config = settings(*request.param)
+    out = tmp_path_factory.mktemp("run") / "run"
+    train(data, config, out, machine=Machine(device="cpu"))
+    return config, out
+
+
+class Killed(Exception):
+    pass
+
+
+def test_resumed_is_uninterrupted(run, data, tmp_path):
+    config, whole = run
+
+    def kill(progress: Progress, loss: float, speed: float) -> None:
+        if progress.step == 13:
+            raise Killed
+
+    out, here = tmp_path / "run", Machine(device="cpu")
+    with pytest.raises(Killed):
+        train(data, config, out, machine=here, listener=Listener(watch=Watch(iteration=kill)))
+    outcome = train(data, config, out, machine=here, resume=True)
+    assert outcome.progress.finished
+    first, second = (load_file(r / "model" / "model.safetensors") for r in (whole, out))
+    assert first.keys() == second.keys()
+    assert all((first[name] == second[name]).all() for name in first)
+    assert read_log(whole / "log" / "steps.csv") == read_log(out / "log" / "steps.csv")
+
+
+def test_it_learns_and_its_words_have_their_gaze(run, data):
+    config, out = run
+    losses = [row["val_loss"] for row in read_log(out / "log" / "epochs.csv")]
+    assert losses[-1] < losses[0] / 2
+    captioner = regard.load(out)
+    photos = [photo.path for photo in data.photos]
+    right = 0
+    for i, found in enumerate(captioner.captions(photos, Decoding(beam=2))):
+        right += list(tiny.COLOURS)[i % 3] in found.words
+        assert found.text == " ".join(found.words)
+        assert len(found.words) == len(found.log_probabilities) == len(found.maps)
+        assert all(p <= 0 for p in found.log_probabilities)
+        np.testing.assert_allclose(found.maps.sum((1, 2)), 1, atol=1e-5)
+    assert right >= 18  # of 24; a third by chance
