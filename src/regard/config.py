@@ -263,7 +263,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
         "warm-up and dropout.",
         {
             "text": {"vocabulary": "words:5"},
-            "decoder": {"kind": "transformer", "dropout": 0.3},
+            "decoder": {"kind": "transformer", "layers": 2, "dropout": 0.4},
             "train": {
                 "epochs": 12,
                 "grouping": "photo",

@@ -86,8 +86,8 @@ class TransformerDecoder(Decoder):
             :data:`POSITIONS` words takes the last learned one.
         tied: whether the words' vectors are also the rows that score them (Press and Wolf, "Using
             the output embedding to improve language models", 2017).
-        dropout: share of values dropped in training, of the words' vectors and of what each
-            attention and each feed-forward layer adds to them.
+        dropout: share of values dropped in training, of the regions, of the words' vectors, and of
+            what each attention and each feed-forward layer adds to those.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class TransformerDecoder(Decoder):
 
     def _seen(self, regions: Tensor) -> tuple[Memory, ...]:
         """What each layer asks of the photos, from regions ``(B, L, D)``."""
-        regions = self.norm_seen(self.see(regions))  # (B, L, N)
+        regions = self.dropout(self.norm_seen(self.see(regions)))  # (B, L, N)
         return tuple(layer.seen(regions) for layer in self._layers())
 
     def _through(
