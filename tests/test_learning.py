@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 
@@ -74,3 +75,23 @@ def test_it_learns_and_its_words_have_their_gaze(run, data):
         assert len(found.words) == len(found.log_probabilities) == len(found.maps)
         assert all(p <= 0 for p in found.log_probabilities)
         np.testing.assert_allclose(found.maps.sum((1, 2)), 1, atol=1e-5)
+
+
+def test_a_transformer_of_pieces_through_every_command(data):
+    """Trained, scored and shown; one line where the two options contradict others."""
+    place = data.root.parent
+    options = ["--decoder", "transformer", "--vocabulary", "bpe:300"]
+    few = ["--preset", "scenes", *tiny.QUICK, "--set", "train.epochs=2"]
+    tiny.regard("train", "tiny", *few, *options, "--out", "run", cwd=place)
+    tiny.regard("evaluate", "tiny", "--model", "run", "--no-meteor", "--json", "s.json", cwd=place)
+    scored = json.loads((place / "s.json").read_text())
+    assert len(scored["photos"]) == 6
+    assert "vocabulary used" not in scored["diagnosis"]  # any word can be said
+    tiny.regard("report", "run", "--data", "tiny", "--out", "page", "--photos", 1, cwd=place)
+    page = (place / "page" / "index.html").read_text()
+    assert "pieces, which make any word" in page
+    assert "Transformer: layers." in page
+    said = tiny.regard(
+        "train", "tiny", *options, "--embeddings", "glove.txt", "--out", "no", cwd=place, code=2
+    )
+    assert "bpe:300 makes pieces of them; take words:5, or no embeddings" in said.stderr
