@@ -237,8 +237,9 @@ def test_a_word_of_several_pieces_looks_where_they_look_on_average(tmp_path):
     pieces = Subwords.from_captions([["a", "lamp", "a", "shade"]] * 9, size=275)
     torch.manual_seed(2)
     decoder = TransformerDecoder(
-        vocabulary_size=len(pieces), feature_width=3, embedding_width=8, hidden_width=8, heads=2
-    ).eval()
+        vocabulary_size=len(pieces), feature_width=3, embedding_width=8, hidden_width=8,
+        layers=2, heads=2, feed_forward_width=8,
+    ).eval()  # fmt: skip
     with torch.no_grad():
         decoder.layers[-1].query.weight.mul_(30)  # each piece looks firmly, and elsewhere
     encoder = colour_encoder()

@@ -175,9 +175,12 @@ def test_captions_may_be_longer_than_any_learned_position(positions):
 
 def test_learned_positions_begin_as_sinusoids():
     torch.manual_seed(0)
-    sizes = {"vocabulary_size": V, "feature_width": D, "embedding_width": N, "hidden_width": N}
-    learned = TransformerDecoder(**sizes, heads=HEADS, positions="learned")
-    fixed = TransformerDecoder(**sizes, heads=HEADS)
+    sizes = {
+        "vocabulary_size": V, "feature_width": D, "embedding_width": N, "hidden_width": N,
+        "layers": 1, "heads": HEADS, "feed_forward_width": F,
+    }  # fmt: skip
+    learned = TransformerDecoder(**sizes, positions="learned")
+    fixed = TransformerDecoder(**sizes)
     fixed.load_state_dict({k: v for k, v in learned.state_dict().items() if k != "positions"})
     regions, captions = given()
     torch.testing.assert_close(

@@ -124,7 +124,7 @@ class DecoderConfig(_Record):
     gate: bool = Field(
         False, description="LSTM: whether a gate scales the context before it enters."
     )
-    layers: int = Field(3, ge=1, le=48, description="Transformer: layers.")
+    layers: int = Field(2, ge=1, le=48, description="Transformer: layers.")
     heads: int = Field(8, ge=1, description="Transformer: heads of each attention; they share N.")
     feed_forward_width: int = Field(
         1024, ge=1, description="Transformer: width between two attentions."
@@ -259,11 +259,11 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "transformer": (
-        "A Transformer that reads all words of a caption at once: as fast, with its own rate, "
+        "As fast, with a Transformer that learns all words of a caption at once: its own rate, "
         "warm-up and dropout.",
         {
             "text": {"vocabulary": "words:5"},
-            "decoder": {"kind": "transformer", "layers": 2, "dropout": 0.4},
+            "decoder": {"kind": "transformer", "dropout": 0.4},
             "train": {
                 "epochs": 12,
                 "grouping": "photo",
@@ -385,10 +385,12 @@ def recorded(values: Mapping[str, Any], *, source: str) -> Config:
     Raises:
         ConfigError: one line for each problem.
     """
-    text = dict(values.get("text", {}))
-    if "min_count" in text:  # as it was before there were pieces of words
-        text["vocabulary"] = f"words:{text.pop('min_count')}"
-    return validated({**values, "text": text}, source=source)
+    text = values.get("text")
+    if isinstance(text, dict) and "min_count" in text:  # from before there were pieces of words
+        text = {"vocabulary": f"words:{text['min_count']}", **text}
+        del text["min_count"]
+        values = {**values, "text": text}
+    return validated(values, source=source)
 
 
 def describe_fields() -> Iterator[tuple[str, str]]:

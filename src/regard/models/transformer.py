@@ -95,11 +95,11 @@ class TransformerDecoder(Decoder):
         *,
         vocabulary_size: int,
         feature_width: int,
-        embedding_width: int = 512,
-        hidden_width: int = 512,
-        layers: int = 3,
-        heads: int = 8,
-        feed_forward_width: int = 2048,
+        embedding_width: int,
+        hidden_width: int,
+        layers: int,
+        heads: int,
+        feed_forward_width: int,
         positions: Literal["sinusoidal", "learned"] = "sinusoidal",
         tied: bool = True,
         dropout: float = 0.0,
@@ -125,7 +125,6 @@ class TransformerDecoder(Decoder):
         self.output = None if tied else nn.Parameter(torch.empty(vocabulary_size, hidden_width))
         self.bias = nn.Parameter(torch.zeros(vocabulary_size))
         self.dropout = nn.Dropout(dropout)
-        self._hidden_width = hidden_width
         for rows in (self.embedding.weight, self.output):
             if rows is not None:  # scores of about 1 from normalised hidden values
                 nn.init.normal_(rows, std=rows.shape[1] ** -0.5)
@@ -262,8 +261,8 @@ class _Layer(nn.Module):
 def attend(query: Tensor, memory: Memory, *, causal: bool = False) -> tuple[Tensor, Tensor]:
     """Scaled dot-product attention, written out.
 
-    Its weights are wanted, and on a CPU, for some dozens of words and regions, it is faster than
-    PyTorch's fused one: the way back takes a sixth of the time.
+    Its weights are wanted. Besides, on a CPU and for some dozens of words and regions, the backward
+    pass of PyTorch's fused attention is slower than that of these products.
 
     Args:
         query: ``(rows, heads, Q, N / heads)``.
