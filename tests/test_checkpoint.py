@@ -14,14 +14,18 @@ from regard.build import build_decoder, build_encoder
 from regard.checkpoint import Model, read_model, write_model
 from regard.config import Config, make_config
 from regard.errors import ModelError
+from regard.models.decoder import Decoder
 from regard.models.encoders import Encoder
-from regard.models.lstm import LstmDecoder
-from regard.text.vocabulary import Vocabulary
+from regard.text.subwords import Subwords
+from regard.text.vocabulary import Lexicon, Vocabulary
 
 WORDS = Vocabulary(["a", "dog", "runs", "on", "grass"])
 
 
-def settings(encoder: str = "small") -> Config:
+PIECES = Subwords.from_captions([["a", "dog", "runs", "on", "grass"]] * 3, size=280)
+
+
+def settings(encoder: str = "small", *more: str) -> Config:
     return make_config(
         preset="scenes",
         overrides={"encoder.id": encoder},
@@ -29,21 +33,24 @@ def settings(encoder: str = "small") -> Config:
             "decoder.hidden_width=8",
             "decoder.attention_width=8",
             "decoder.embedding_width=6",
+            *more,
         ],
     )
 
 
-def make(config: Config) -> tuple[Encoder, LstmDecoder]:
+def make(config: Config, words: Lexicon = WORDS) -> tuple[Encoder, Decoder]:
     torch.manual_seed(0)
     encoder = build_encoder(config.encoder)
     return encoder, build_decoder(
-        config.decoder, vocabulary_size=len(WORDS), feature_width=encoder.width
+        config.decoder, vocabulary_size=len(words), feature_width=encoder.width
     )
 
 
-def save(folder: Path, config: Config, encoder: Encoder, decoder: LstmDecoder) -> Path:
+def save(
+    folder: Path, config: Config, encoder: Encoder, decoder: Decoder, words: Lexicon = WORDS
+) -> Path:
     write_model(
-        folder, config=config, vocabulary=WORDS, encoder=encoder, decoder=decoder,
+        folder, config=config, vocabulary=words, encoder=encoder, decoder=decoder,
         scores={"split": "val (3 photos)", "CIDEr": 0.5}, data="tiny (table), 3 photos",
     )  # fmt: skip
     return folder
@@ -63,24 +70,57 @@ def captions_of(model: Model) -> torch.Tensor:
     return logits
 
 
-def test_saved_and_loaded_is_the_same(tmp_path):
-    config = settings()
-    encoder, decoder = make(config)
-    folder = save(tmp_path / "model", config, encoder, decoder)
+@pytest.mark.parametrize("words", [WORDS, PIECES], ids=["words", "pieces"])
+@pytest.mark.parametrize("kind", ["lstm", "transformer", "transformer, untied"])
+def test_saved_and_loaded_is_the_same(tmp_path, kind, words):
+    kind, _, untied = kind.partition(", ")
+    config = settings(
+        "small", f"decoder.kind={kind}", f"decoder.tied={not untied}",
+        f"text.vocabulary={'words:1' if words is WORDS else 'bpe:280'}",
+    )  # fmt: skip
+    encoder, decoder = make(config, words)
+    folder = save(tmp_path / "model", config, encoder, decoder, words)
     model = read_model(folder)
-    before = Model(config, WORDS, encoder.eval(), decoder.eval(), "", {})
+    before = Model(config, words, encoder.eval(), decoder.eval(), "", {})
     for ours, theirs in ((model.decoder, decoder), (model.encoder, encoder)):
         loaded, saved = ours.state_dict(), theirs.state_dict()
         assert loaded.keys() == saved.keys()
         assert all(torch.equal(loaded[name], saved[name]) for name in saved)
     torch.testing.assert_close(captions_of(model), captions_of(before))
-    assert model.vocabulary.words == WORDS.words
+    assert type(model.decoder) is type(decoder)
+    assert model.vocabulary.words == words.words
     assert model.config == config
     assert model.scores["CIDEr"] == 0.5
     assert not any(p.requires_grad for p in model.decoder.parameters())
     assert sorted(f.name for f in folder.iterdir()) == [
-        "README.md", "config.json", "model.safetensors", "vocabulary.json",
+        "README.md", "config.json", "model.safetensors", words.file_name,
     ]  # fmt: skip
+
+
+def test_the_card_tells_of_the_decoder_that_is_there(tmp_path):
+    for kind, said, silent in (
+        ("lstm", ("LSTM", "attention_width"), ("Transformer", "heads")),
+        ("transformer", ("Transformer", "heads"), ("LSTM", "attention_width")),
+    ):
+        config = settings("small", f"decoder.kind={kind}")
+        card = (save(tmp_path / kind, config, *make(config)) / "README.md").read_text()
+        assert all(word in card for word in said)
+        assert not any(word in card for word in silent)
+        assert "| vocabulary | words:1: 9 entries |" in card
+
+
+def test_a_folder_from_before_there_was_a_choice_is_read(folder):
+    """As its settings were when there was one decoder, and words had a least count."""
+    file = folder / "config.json"
+    described = json.loads(file.read_text())
+    model = read_model(folder)
+    del described["settings"]["text"]["vocabulary"]
+    described["settings"]["text"]["min_count"] = 1
+    for name in ("kind", "layers", "heads", "feed_forward_width", "positions", "tied"):
+        del described["settings"]["decoder"][name]
+    file.write_text(json.dumps(described))
+    assert read_model(folder).config == model.config
+    torch.testing.assert_close(captions_of(read_model(folder)), captions_of(model))
 
 
 def test_a_run_stands_for_its_model(folder):
@@ -136,7 +176,9 @@ def test_every_damage_is_named(folder, tmp_path):
 
     lacking = damaged("lacking")
     (lacking / "vocabulary.json").unlink()
-    with pytest.raises(ModelError, match="lacks vocabulary.json"):
+    with pytest.raises(
+        ModelError, match=r"lacking.vocabulary\.json cannot be read: .*No such file"
+    ):
         read_model(lacking)
 
     torn = damaged("torn")

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from regard.config import PRESETS, Config, describe_fields, make_config, validated
+from regard.config import (
+    PRESETS,
+    Config,
+    DecoderConfig,
+    describe_fields,
+    make_config,
+    recorded,
+    validated,
+)
 from regard.errors import ConfigError
 
 
@@ -13,7 +21,7 @@ def test_the_report_preset_is_the_report_protocol():
     assert (train.batch_size, train.grouping, train.optimizer) == (32, "caption", "adam")
     assert (train.learning_rate, train.schedule, train.step_epochs) == (1e-3, "step", 10)
     assert (train.step_factor, train.clip, train.label_smoothing) == (0.5, 5.0, 0.0)
-    assert make_config(preset="report").text.min_count == 1
+    assert make_config(preset="report").text.vocabulary == "words:1"
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -61,6 +69,18 @@ def test_every_field_is_explained():
         (["train.epochs=0"], "train.epochs = 0: input should be greater than or equal to 1"),
         (["train.schedule=linear"], "train.schedule = 'linear'"),
         (["train.epochs"], "not of the form name=value"),
+        (["text.vocabulary=bpe"], "text.vocabulary = 'bpe': expected words:N"),
+        (["text.vocabulary=words:0"], "text.vocabulary = 'words:0': expected words:N"),
+        (["text.vocabulary=bpe:256"], "bpe:N with N at least 257, as in bpe:4000"),
+        (
+            ["text.vocabulary=bpe:400", "text.embeddings=glove.txt"],
+            "text: glove.txt has vectors of words, and bpe:400 makes pieces of them",
+        ),
+        (["decoder.kind=gru"], "decoder.kind = 'gru': input should be 'lstm' or 'transformer'"),
+        (
+            ["decoder.kind=transformer", "decoder.heads=5"],
+            "decoder: hidden_width is 512; a Transformer with 5 heads needs a multiple of 10",
+        ),
         (["seed.x=1", "seed=2"], None),
         (["seed=2", "seed.x=1"], "'seed' is a single value"),
         (["train.epochs=[1"], "the value is not YAML"),
@@ -73,6 +93,24 @@ def test_bad_settings_are_named(settings, said):
     with pytest.raises(ConfigError) as caught:
         make_config(settings=settings)
     assert said in str(caught.value)
+
+
+def test_settings_of_earlier_versions_are_read():
+    """Before there were pieces of words and a choice of decoders."""
+    earlier = make_config(preset="fast").model_dump()
+    earlier["text"] = {"min_count": 5, "max_length": 40, "embeddings": None}
+    new = {"kind", "layers", "heads", "feed_forward_width", "positions", "tied"}
+    earlier["decoder"] = {k: v for k, v in earlier["decoder"].items() if k not in new}
+    assert recorded(earlier, source="config.json") == make_config(preset="fast")
+    with pytest.raises(ConfigError, match=r"problems with config\.json:\n  unknown setting 'x'"):
+        recorded({"x": 1}, source="config.json")
+
+
+def test_each_kind_of_decoder_tells_its_own_settings():
+    own = {kind: DecoderConfig(kind=kind).of_kind().keys() for kind in ("lstm", "transformer")}
+    assert own["lstm"] | own["transformer"] == DecoderConfig.model_fields.keys()
+    shared = {"kind", "embedding_width", "hidden_width", "dropout"}
+    assert own["lstm"] & own["transformer"] == shared
 
 
 def test_all_problems_are_reported_together():

@@ -24,9 +24,12 @@ from regard.data.scenes import draw_scenes
 from regard.describe import Decoding
 from regard.errors import DataError
 from regard.gaze_check import GazeCheck, Thing, check_gaze, render, things_named
-from regard.images import Preparation
+from regard.images import Preparation, open_photo, overlay_map
+from regard.metrics.pointing import peak, point
 from regard.models.encoders import Encoder
 from regard.models.lstm import LstmDecoder
+from regard.models.transformer import TransformerDecoder
+from regard.text.subwords import Subwords
 from regard.text.vocabulary import Vocabulary
 from test_images import turned
 
@@ -226,6 +229,39 @@ def test_reading_its_own_captions_to_it_gives_the_maps_it_said_them_with(tmp_pat
     np.testing.assert_allclose(
         [x.pointing for x in said.looks], [x.pointing for x in read.looks], atol=1e-4
     )
+
+
+def test_a_word_of_several_pieces_looks_where_they_look_on_average(tmp_path):
+    draw_scenes(tmp_path / "scenes", count=20, seed=5)
+    drawn = read_dataset(tmp_path / "scenes").split("test")
+    pieces = Subwords.from_captions([["a", "lamp", "a", "shade"]] * 9, size=275)
+    torch.manual_seed(2)
+    decoder = TransformerDecoder(
+        vocabulary_size=len(pieces), feature_width=3, embedding_width=8, hidden_width=8,
+        layers=2, heads=2, feed_forward_width=8,
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        decoder.layers[-1].query.weight.mul_(30)  # each piece looks firmly, and elsewhere
+    encoder = colour_encoder()
+    model = Model(make_config(), pieces, encoder, decoder, "random", {})
+    box = NamedBox("lampshades", (20.0, 30.0, 90.0, 80.0))
+    photos = tuple(Photo(p.id, p.path, ("A lampshades .",), "test", (box,)) for p in drawn)
+    dataset = Dataset("own", "by hand", tmp_path, photos, (), "by hand")
+    found = check_gaze(dataset, "test", model, GREEDY, cache=tmp_path / "cache", forced=True)
+    (a,), several = pieces.pieces(["a", "lampshades"])
+    assert len(several) > 2
+    said = torch.tensor([[[pieces.start, a, *several]]])[..., :-1]
+    for photo, look in zip(sorted(photos, key=lambda p: p.id), found.looks, strict=True):
+        image = open_photo(photo.path)
+        regions = encoder(torch.from_numpy(encoder.preparation(image)).unsqueeze(0)).half().float()
+        with torch.inference_mode():
+            looked = decoder.read(regions, said).attention[0, 0, 1:]  # (pieces, L)
+        weights = looked.mean(0).numpy().reshape(encoder.grid)
+        placement = encoder.preparation.placement(*image.size)
+        laid = overlay_map(weights, image.size, placement)
+        assert look.peak == peak(laid)
+        np.testing.assert_allclose(look.pointing, point(weights, laid, look.boxes, placement), 1e-3)
+        assert (look.word, look.position) == ("lampshades", 1)
 
 
 def test_the_drawn_scenes_are_judged_by_their_shapes(tmp_path):

@@ -30,11 +30,12 @@ def test_rare_words_become_unknown():
     assert "dog" in vocabulary
 
 
-def test_what_is_encoded_is_decoded():
+def test_what_is_encoded_is_spelled():
     vocabulary = Vocabulary.from_captions(CAPTIONS)
     for caption in CAPTIONS:
         ids = vocabulary.encode(caption)
-        assert vocabulary.decode([vocabulary.start, *ids, vocabulary.end, 0, 5]) == caption
+        assert vocabulary.spell(ids) == [(word, 1) for word in caption]
+        assert vocabulary.pieces(caption) == [[i] for i in ids]
     assert vocabulary.encode(CAPTIONS[1], max_length=2) == vocabulary.encode(CAPTIONS[1])[:2]
 
 
@@ -42,7 +43,7 @@ def test_a_caption_cannot_speak_special_ids():
     vocabulary = Vocabulary.from_captions([["<END>", "<PAD>", "dog"]])
     ids = vocabulary.encode(["<END>", "<PAD>", "<START>", "dog"])
     assert min(ids) >= vocabulary.unk
-    assert vocabulary.decode(ids) == ["<END>", "<PAD>", "<UNK>", "dog"]
+    assert [word for word, _ in vocabulary.spell(ids)] == ["<END>", "<PAD>", "<UNK>", "dog"]
 
 
 def test_saved_and_loaded_is_the_same(tmp_path):

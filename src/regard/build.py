@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
 import torch
 
-from regard.config import Config, DecoderConfig, EncoderConfig
+from regard.config import Config, DecoderConfig, EncoderConfig, TextConfig
 from regard.errors import ConfigError
+from regard.models.decoder import Decoder
 from regard.models.encoders import Encoder, load_encoder
 from regard.models.lstm import LstmDecoder
+from regard.models.transformer import TransformerDecoder
+from regard.text.subwords import Subwords
 from regard.text.vectors import WordVectors
-from regard.text.vocabulary import Vocabulary
+from regard.text.vocabulary import Lexicon, Vocabulary
 
 EMBEDDING_WIDTH = 300
-"""E when neither the settings nor a file of vectors say: the width of the Google News vectors."""
+"""E of an LSTM when neither the settings nor a file of vectors say: as the Google News vectors."""
 
 
 def build_encoder(config: EncoderConfig) -> Encoder:
@@ -29,20 +35,54 @@ def build_encoder(config: EncoderConfig) -> Encoder:
     return encoder
 
 
-def build_decoder(
-    config: DecoderConfig, *, vocabulary_size: int, feature_width: int
-) -> LstmDecoder:
+def build_decoder(config: DecoderConfig, *, vocabulary_size: int, feature_width: int) -> Decoder:
     """A decoder with random weights."""
+    if config.kind == "transformer":
+        return TransformerDecoder(
+            vocabulary_size=vocabulary_size,
+            feature_width=feature_width,
+            embedding_width=config.embedding_width or _usual_width(config),
+            hidden_width=config.hidden_width,
+            layers=config.layers,
+            heads=config.heads,
+            feed_forward_width=config.feed_forward_width,
+            positions=config.positions,
+            tied=config.tied,
+            dropout=config.dropout,
+        )
     return LstmDecoder(
         vocabulary_size=vocabulary_size,
         feature_width=feature_width,
-        embedding_width=config.embedding_width or EMBEDDING_WIDTH,
+        embedding_width=config.embedding_width or _usual_width(config),
         hidden_width=config.hidden_width,
         attention_width=config.attention_width,
         start_state=config.start_state,
         gate=config.gate,
         dropout=config.dropout,
     )
+
+
+def build_vocabulary(config: TextConfig, captions: Iterable[Sequence[str]]) -> Lexicon:
+    """What the ids of some captions, as words, will mean.
+
+    Raises:
+        MissingExtraError: pieces are wanted, and the package for them is not installed.
+    """
+    kind, _, number = config.vocabulary.partition(":")
+    if kind == "bpe":
+        return Subwords.from_captions(captions, size=int(number))
+    return Vocabulary.from_captions(captions, min_count=int(number))
+
+
+def read_vocabulary(folder: Path, setting: str) -> Lexicon:
+    """That of a model folder whose ``text.vocabulary`` is ``setting``.
+
+    Raises:
+        ModelError: it is not there, or damaged.
+        MissingExtraError: it is of pieces, and the package for them is not installed.
+    """
+    kind: type[Subwords | Vocabulary] = Subwords if setting.startswith("bpe:") else Vocabulary
+    return kind.load(folder / kind.file_name)
 
 
 def with_embedding_width(config: Config, vectors: WordVectors | None) -> Config:
@@ -52,7 +92,7 @@ def with_embedding_width(config: Config, vectors: WordVectors | None) -> Config:
         ConfigError: the settings ask for another width than the file has.
     """
     asked = config.decoder.embedding_width
-    width = EMBEDDING_WIDTH if vectors is None else vectors.width
+    width = _usual_width(config.decoder) if vectors is None else vectors.width
     if asked is not None and vectors is not None and asked != width:
         raise ConfigError(
             f"decoder.embedding_width is {asked}, but the vectors in {config.text.embeddings} are "
@@ -62,13 +102,17 @@ def with_embedding_width(config: Config, vectors: WordVectors | None) -> Config:
     return config.model_copy(update={"decoder": decoder})
 
 
-def start_from_vectors(decoder: LstmDecoder, vocabulary: Vocabulary, vectors: WordVectors) -> int:
+def _usual_width(config: DecoderConfig) -> int:
+    return config.hidden_width if config.kind == "transformer" else EMBEDDING_WIDTH
+
+
+def start_from_vectors(decoder: Decoder, vocabulary: Lexicon, vectors: WordVectors) -> int:
     """Set the words that have a vector to it; the others stay random. Returns how many were set."""
     weight = decoder.embedding.weight
     found = 0
     with torch.no_grad():
         for i in range(len(vocabulary)):
-            vector = vectors.vectors.get(vocabulary.word(i))
+            vector = vectors.vectors.get(vocabulary.spell([i])[0].word)
             if vector is not None:
                 weight[i] = torch.from_numpy(vector).to(weight)
                 found += 1

@@ -2,7 +2,8 @@
 
 ========================  ==========================================================================
 ``config.json``           format version, settings, encoder, measured scores, hash of the weights
-``vocabulary.json``       the words in the order of their ids
+``vocabulary.json``       the words in the order of their ids; or, of pieces of words,
+``tokenizer.json``        how words are made of them
 ``model.safetensors``     the decoder's weights, and the encoder's where they were trained
 ``README.md``             the model card
 ========================  ==========================================================================
@@ -26,18 +27,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import regard
-from regard.build import build_decoder, build_encoder
-from regard.config import Config, validated
+from regard.build import build_decoder, build_encoder, read_vocabulary
+from regard.config import Config, recorded
 from regard.errors import ConfigError, ModelError
+from regard.models.decoder import Decoder
 from regard.models.encoders import Encoder, encoder_from_description
 from regard.models.hub import fetch, is_hub_id
-from regard.models.lstm import LstmDecoder
-from regard.text.vocabulary import Vocabulary
+from regard.text.subwords import Subwords
+from regard.text.vocabulary import Lexicon, Vocabulary
 
 FORMAT = 1
 """Version of the folder's format; a folder of a newer one is refused."""
 
-_FILES = ("config.json", "vocabulary.json", "model.safetensors")
+_DECODERS = {
+    "lstm": "A frozen or jointly trained encoder, additive attention, and an LSTM that writes a "
+    'caption word by\nword (Xu et al., "Show, attend and tell", 2015).',
+    "transformer": "A frozen or jointly trained encoder, and a Transformer that attends to its own "
+    'words and to the\nregions (Vaswani et al., "Attention is all you need", 2017).',
+}
+
+_FILES = ("config.json", "model.safetensors")
+_VOCABULARIES = (Vocabulary.file_name, Subwords.file_name)
 
 
 @dataclass(frozen=True)
@@ -45,9 +55,9 @@ class Model:
     """A captioner, ready to be used."""
 
     config: Config
-    vocabulary: Vocabulary
+    vocabulary: Lexicon
     encoder: Encoder
-    decoder: LstmDecoder
+    decoder: Decoder
     weights_hash: str
     """SHA-256 of ``model.safetensors``."""
     scores: Mapping[str, Any]
@@ -58,9 +68,9 @@ def write_model(
     folder: Path,
     *,
     config: Config,
-    vocabulary: Vocabulary,
+    vocabulary: Lexicon,
     encoder: Encoder,
-    decoder: LstmDecoder,
+    decoder: Decoder,
     scores: Mapping[str, Any],
     data: str,
 ) -> None:
@@ -86,7 +96,7 @@ def write_model(
     described = {
         "format": FORMAT,
         "regard": regard.__version__,
-        "kind": "lstm",
+        "kind": config.decoder.kind,
         "weights": _hash(weights),
         "settings": config.model_dump(),
         "encoder": encoder.describe(),
@@ -95,8 +105,8 @@ def write_model(
         "scores": dict(scores),
         "data": data,
     }
-    vocabulary.save(beside / "vocabulary.json")
-    (beside / "README.md").write_text(_card(described, len(vocabulary)), encoding="utf-8")
+    vocabulary.save(beside / vocabulary.file_name)
+    (beside / "README.md").write_text(_card(described, config, len(vocabulary)), encoding="utf-8")
     (beside / "config.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
@@ -122,7 +132,6 @@ def read_model(
     """
     folder = _find(source, revision)
     described = _read_config(folder)
-    vocabulary = Vocabulary.load(folder / "vocabulary.json")
     weights_file = folder / "model.safetensors"
     weights_hash = _hash(weights_file)
     if weights_hash != described["weights"]:
@@ -132,11 +141,10 @@ def read_model(
             "expected. Copy the whole folder again."
         )
     try:
-        config = validated(
-            described["settings"], source=f"the settings in {folder / 'config.json'}"
-        )
+        config = recorded(described["settings"], source=f"the settings in {folder / 'config.json'}")
     except ConfigError as error:
         raise ModelError(str(error)) from error
+    vocabulary = read_vocabulary(folder, config.text.vocabulary)
     seer = _build_encoder(config, described, encoder, folder)
     decoder = build_decoder(
         config.decoder,
@@ -165,8 +173,8 @@ def _find(source: str | Path, revision: str | None) -> Path:
     if path.exists():
         raise ModelError(
             f"{path} is no model folder: it has neither config.json nor model/config.json. A "
-            f"model folder holds {', '.join(_FILES)}; a run has one in RUN/model after its first "
-            "epoch."
+            f"model folder holds {', '.join(_FILES)} and {' or '.join(_VOCABULARIES)}; a run has "
+            "one in RUN/model after its first epoch."
         )
     name = str(source)
     if not is_hub_id(name):
@@ -175,9 +183,13 @@ def _find(source: str | Path, revision: str | None) -> Path:
             "user/name."
         )
     return fetch(
-        name, (*_FILES[:2], "README.md", _FILES[2]), optional=("README.md",), revision=revision,
-        subject="Model", option="--model",
-    )  # fmt: skip
+        name,
+        (_FILES[0], *_VOCABULARIES, "README.md", _FILES[1]),
+        optional=(*_VOCABULARIES, "README.md"),
+        revision=revision,
+        subject="Model",
+        option="--model",
+    )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -263,9 +275,8 @@ def _hash(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _card(described: Mapping[str, Any], words: int) -> str:
+def _card(described: Mapping[str, Any], config: Config, words: int) -> str:
     encoder = described["encoder"]
-    settings = described["settings"]
     scores = {k: v for k, v in described["scores"].items() if isinstance(v, int | float)}
     settled = {k: v for k, v in described["scores"].items() if k not in scores}
     rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in scores.items())
@@ -283,8 +294,7 @@ tags: [image-captioning, attention]
 
 # An image captioner that shows where it looks
 
-A frozen or jointly trained encoder, additive attention, and an LSTM that writes a caption word by
-word (Xu et al., "Show, attend and tell", 2015). Made with regard {described["regard"]}.
+{_DECODERS[config.decoder.kind]} Made with regard {described["regard"]}.
 
     regard caption PHOTO --model THIS_FOLDER --gaze DIR
 
@@ -294,8 +304,8 @@ word (Xu et al., "Show, attend and tell", 2015). Made with regard {described["re
 | hash of the encoder's weights | `{encoder["weights_hash"]}` |
 | photo preparation | {json.dumps(encoder["preparation"])} |
 | data | {described["data"]} |
-| words | {words} |
-| decoder | {json.dumps(settings["decoder"])} |
+| vocabulary | {config.text.vocabulary}: {words:,} entries |
+| decoder | {json.dumps(config.decoder.of_kind())} |
 
 ## Scores
 

@@ -75,7 +75,9 @@ Rerank = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Beam = Annotated[int, typer.Option("--beam", help="Width of the beam; 1 is greedy.")]
-MaxLength = Annotated[int, typer.Option("--max-length", help="Most words of a caption.")]
+MaxLength = Annotated[
+    int, typer.Option("--max-length", help="Most words (or pieces of words) of a caption.")
+]
 LengthPenalty = Annotated[
     float,
     typer.Option(
@@ -219,6 +221,17 @@ def train(
     encoder: Annotated[
         str | None, typer.Option("--encoder", help="Hub id, local folder or weight file.")
     ] = None,
+    decoder: Annotated[
+        str | None,
+        typer.Option("--decoder", help="lstm or transformer; each has a preset that suits it."),
+    ] = None,
+    vocabulary: Annotated[
+        str | None,
+        typer.Option(
+            "--vocabulary",
+            help="words:5 for words seen 5 times or more, bpe:4000 for 4,000 pieces of words.",
+        ),
+    ] = None,
     embeddings: Annotated[
         Path | None, typer.Option("--embeddings", help="File of word vectors to start from.")
     ] = None,
@@ -252,6 +265,10 @@ def train(
     overrides: dict[str, Any] = {}
     if encoder is not None:
         overrides["encoder.id"] = encoder
+    if decoder is not None:
+        overrides["decoder.kind"] = decoder
+    if vocabulary is not None:
+        overrides["text.vocabulary"] = vocabulary
     if embeddings is not None:
         overrides["text.embeddings"] = str(embeddings)
     if fine_tune is not None:

@@ -8,15 +8,26 @@ together, before any work.
 from __future__ import annotations
 
 import difflib
+import math
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from regard.errors import ConfigError
+
+LEAST_PIECES = 257
+"""Every byte, and the mark that begins a word: pieces that a vocabulary of pieces cannot lack."""
 
 
 class _Record(BaseModel):
@@ -60,9 +71,16 @@ class EncoderConfig(_Record):
 class TextConfig(_Record):
     """The words."""
 
-    min_count: int = Field(1, ge=1, description="Words seen fewer times in training become <UNK>.")
+    vocabulary: str = Field(
+        "words:1",
+        description="words:N: words seen at least N times in training, the others become <UNK>; "
+        "bpe:N: N pieces of words, which make any word.",
+    )
     max_length: int = Field(
-        40, ge=1, le=200, description="Longest training caption in words; longer ones are cut."
+        40,
+        ge=1,
+        le=200,
+        description="Longest training caption in words (or pieces); longer ones are cut.",
     )
     embeddings: str | None = Field(
         None,
@@ -70,24 +88,81 @@ class TextConfig(_Record):
         "words start from.",
     )
 
+    @field_validator("vocabulary")
+    @classmethod
+    def _is_a_vocabulary(cls, value: str) -> str:
+        kind, _, number = value.partition(":")
+        least = {"words": 1, "bpe": LEAST_PIECES}.get(kind)
+        if least is None or not number.isdecimal() or int(number) < least:
+            raise ValueError(
+                f"expected words:N with N at least 1, as in words:5, or bpe:N with N at least "
+                f"{LEAST_PIECES}, as in bpe:4000"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _vectors_are_of_words(self) -> Self:
+        if self.embeddings is not None and self.vocabulary.startswith("bpe:"):
+            raise ValueError(
+                f"{self.embeddings} has vectors of words, and {self.vocabulary} makes pieces of "
+                "them; take words:5, or no embeddings"
+            )
+        return self
+
 
 class DecoderConfig(_Record):
-    """The part that speaks."""
+    """The part that speaks. What one kind alone has is no matter to the other."""
 
+    kind: Literal["lstm", "transformer"] = Field(
+        "lstm", description="An LSTM that looks before each word, or a Transformer."
+    )
     embedding_width: int | None = Field(
-        None, ge=1, description="E, width of a word's vector; follows the embeddings file, or 300."
+        None,
+        ge=1,
+        description="E, width of a word's vector; follows the embeddings file, or is 300 (N for "
+        "a Transformer).",
     )
     hidden_width: int = Field(512, ge=1, description="N, width of the hidden state.")
-    attention_width: int = Field(512, ge=1, description="A, width of the attention space.")
-    start_state: Literal["mean", "zeros"] = Field(
-        "mean", description="State before the first word: a layer on the mean region, or zeros."
-    )
-    gate: bool = Field(
-        False, description="Whether a gate scales the context before it enters the LSTM."
-    )
     dropout: float = Field(
         0.0, ge=0, lt=1, description="Share of word and hidden values dropped in training."
     )
+    attention_width: int = Field(512, ge=1, description="LSTM: A, width of the attention space.")
+    start_state: Literal["mean", "zeros"] = Field(
+        "mean",
+        description="LSTM: state before the first word: a layer on the mean region, or zeros.",
+    )
+    gate: bool = Field(
+        False, description="LSTM: whether a gate scales the context before it enters."
+    )
+    layers: int = Field(2, ge=1, le=48, description="Transformer: layers.")
+    heads: int = Field(8, ge=1, description="Transformer: heads of each attention; they share N.")
+    feed_forward_width: int = Field(
+        1024, ge=1, description="Transformer: width between two attentions."
+    )
+    positions: Literal["sinusoidal", "learned"] = Field(
+        "sinusoidal", description="Transformer: what tells a word its place."
+    )
+    tied: bool = Field(
+        True, description="Transformer: whether the words' vectors also score the next word."
+    )
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> Self:
+        if self.kind == "transformer" and self.hidden_width % math.lcm(2, self.heads):
+            raise ValueError(
+                f"hidden_width is {self.hidden_width}; a Transformer with {self.heads} heads needs "
+                f"a multiple of {math.lcm(2, self.heads)}"
+            )
+        return self
+
+    def of_kind(self) -> dict[str, Any]:
+        """The settings that this kind of decoder has, by name."""
+        own = {
+            "lstm": {"attention_width", "start_state", "gate"},
+            "transformer": {"layers", "heads", "feed_forward_width", "positions", "tied"},
+        }
+        others = set().union(*own.values()) - own[self.kind]
+        return self.model_dump(exclude=others)
 
 
 class TrainConfig(_Record):
@@ -179,7 +254,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
         "The best captions for the time on two cores: photos with all their captions, smoothing, "
         "decay, dropout, a gate on the context, a cosine schedule.",
         {
-            "text": {"min_count": 5},
+            "text": {"vocabulary": "words:5"},
             "decoder": {"gate": True, "dropout": 0.5},
             "train": {
                 "epochs": 12,
@@ -190,6 +265,26 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
                 "schedule": "cosine",
                 "warmup_steps": 100,
                 "label_smoothing": 0.1,
+            },
+        },
+    ),
+    "transformer": (
+        "As fast, with a Transformer that learns all words of a caption at once: its own rate, "
+        "warm-up and dropout.",
+        {
+            "text": {"vocabulary": "words:5"},
+            "decoder": {"kind": "transformer", "dropout": 0.4},
+            "train": {
+                "epochs": 12,
+                "grouping": "photo",
+                "bucket": True,
+                "optimizer": "adamw",
+                "learning_rate": 5e-4,
+                "weight_decay": 0.05,
+                "schedule": "cosine",
+                "warmup_steps": 400,
+                "label_smoothing": 0.1,
+                "clip": 1.0,
             },
         },
     ),
@@ -281,6 +376,10 @@ def validated(values: Mapping[str, Any], *, source: str = "the settings") -> Con
             name = ".".join(str(part) for part in problem["loc"])
             if problem["type"] == "extra_forbidden":
                 lines.append(f"unknown setting {name!r}{_nearest_setting(name, names)}")
+            elif problem["type"] == "value_error" and isinstance(problem["input"], dict):
+                lines.append(f"{name}: {problem['ctx']['error']}")  # of several settings
+            elif problem["type"] == "value_error":
+                lines.append(f"{name} = {problem['input']!r}: {problem['ctx']['error']}")
             else:
                 lines.append(f"{name} = {problem['input']!r}: {_lower(problem['msg'])}")
         raise ConfigError(
@@ -288,6 +387,20 @@ def validated(values: Mapping[str, Any], *, source: str = "the settings") -> Con
             + "\n  ".join(lines)
             + "\n`regard train --help` lists every setting."
         ) from error
+
+
+def recorded(values: Mapping[str, Any], *, source: str) -> Config:
+    """A :class:`Config` of what a file holds, written now or by an earlier version.
+
+    Raises:
+        ConfigError: one line for each problem.
+    """
+    text = values.get("text")
+    if isinstance(text, dict) and "min_count" in text:  # from before there were pieces of words
+        text = {"vocabulary": f"words:{text['min_count']}", **text}
+        del text["min_count"]
+        values = {**values, "text": text}
+    return validated(values, source=source)
 
 
 def describe_fields() -> Iterator[tuple[str, str]]:

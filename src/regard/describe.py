@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from regard.errors import ConfigError
 from regard.models.decoder import Decoder
 from regard.search import Hypothesis, Rules, beam_search, sample
 from regard.text.tokenise import detokenise
-from regard.text.vocabulary import Vocabulary
+from regard.text.vocabulary import Lexicon
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Decoding:
     beam: int = 3
     """Width of the beam; 1 is greedy. Not used when sampling."""
     max_length: int = 30
-    """Most words of a caption."""
+    """Most words (or pieces of words, if the vocabulary is made of them) of a caption."""
     length_penalty: float = 0.7
     """Exponent of the length that a candidate's log-probability is divided by."""
     sampling: bool = False
@@ -85,10 +86,12 @@ class Caption:
     words: tuple[str, ...]
     """The T words it is made of."""
     log_probabilities: tuple[float, ...]
-    """Natural logarithm of each word's probability given the words before it."""
+    """Natural logarithm of each word's probability given the words before it: the sum over its
+    pieces where it has several."""
     maps: np.ndarray
-    """``(T, H, W)``, float32: each word's attention over the encoder's grid; sums to 1. H and W
-    are 0 where a finished captioner has no gaze."""
+    """``(T, H, W)``, float32: each word's attention over the encoder's grid; sums to 1. Where a
+    word has several pieces it is their mean, each with the same weight. H and W are 0 where a
+    finished captioner has no gaze."""
     score: float
     """What candidates of a photo are ordered by."""
     cut: bool
@@ -99,7 +102,7 @@ class Caption:
 
 def describe(
     decoder: Decoder,
-    vocabulary: Vocabulary,
+    vocabulary: Lexicon,
     regions: Tensor,
     *,
     grid: tuple[int, int],
@@ -120,7 +123,7 @@ def describe(
     rules = Rules(
         start=vocabulary.start,
         end=vocabulary.end,
-        forbidden=(vocabulary.pad, vocabulary.start, vocabulary.unk),
+        forbidden=vocabulary.forbidden,
         max_length=decoding.max_length,
         length_penalty=decoding.length_penalty,
     )
@@ -137,13 +140,36 @@ def describe(
     return [[_in_words(h, vocabulary, grid) for h in hypotheses] for hypotheses in found]
 
 
-def _in_words(hypothesis: Hypothesis, vocabulary: Vocabulary, grid: tuple[int, int]) -> Caption:
-    words = tuple(vocabulary.word(i) for i in hypothesis.ids)
+def mean_by_word(maps: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+    """The maps of words from those of their pieces: the mean, each piece with the same weight.
+
+    Args:
+        maps: ``(pieces, ...)``; what lies beyond the last word's is left out.
+        lengths: of how many pieces each of the T words is made, at least one.
+
+    Returns:
+        ``(T, ...)``, of the same dtype.
+    """
+    each = np.array(lengths, maps.dtype).reshape(-1, *[1] * (maps.ndim - 1))
+    means: np.ndarray = _sum_by_word(maps, lengths) / each
+    return means
+
+
+def _sum_by_word(values: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+    first = np.cumsum([0, *lengths])
+    sums: np.ndarray = np.add.reduceat(values[: first[-1]], first[:-1])
+    return sums
+
+
+def _in_words(hypothesis: Hypothesis, vocabulary: Lexicon, grid: tuple[int, int]) -> Caption:
+    spelled = vocabulary.spell(hypothesis.ids)
+    words, lengths = tuple(word for word, _ in spelled), [length for _, length in spelled]
+    log_probabilities = _sum_by_word(np.array(hypothesis.log_probabilities), lengths)
     return Caption(
         text=detokenise(words),
         words=words,
-        log_probabilities=hypothesis.log_probabilities,
-        maps=hypothesis.attention.numpy().reshape(-1, *grid),
+        log_probabilities=tuple(log_probabilities.tolist()),
+        maps=mean_by_word(hypothesis.attention.numpy(), lengths).reshape(-1, *grid),
         score=hypothesis.score,
         cut=hypothesis.cut,
     )

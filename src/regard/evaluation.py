@@ -161,7 +161,7 @@ def evaluate_model(
     }
     return _evaluated(
         dataset, split, photos, captions, settings, extras or Extras(), device,
-        vocabulary=model.vocabulary.words, cut=cut,
+        vocabulary=model.vocabulary.words if model.vocabulary.closed else None, cut=cut,
     )  # fmt: skip
 
 

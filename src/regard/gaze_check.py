@@ -29,7 +29,7 @@ from regard.data.batches import Captions, inputs_and_targets
 from regard.data.dataset import Dataset, Photo
 from regard.data.entities import Annotation, Entities
 from regard.data.features import build_features
-from regard.describe import Decoding, describe
+from regard.describe import Decoding, describe, mean_by_word
 from regard.errors import DataError
 from regard.files import write_json
 from regard.images import Placement, open_photo, overlay_map
@@ -323,15 +323,18 @@ def _said(
 
 def _read(model: Model, regions: Tensor, truths: Sequence[_Truth]) -> Iterator[Said]:
     """People's captions, read to the model."""
-    words = model.vocabulary
-    groups = [tuple(tuple(words.encode(c.words)) for c in t.captions) for t in truths]
-    captions = Captions(tuple(groups), words.pad, words.start, words.end)
+    known = model.vocabulary
+    groups = [tuple(tuple(known.encode(c.words)) for c in t.captions) for t in truths]
+    captions = Captions(tuple(groups), known.pad, known.start, known.end)
     inputs, _ = inputs_and_targets(captions.padded(groups))  # (B, K, T)
     with torch.inference_mode():
         attention = model.decoder.read(regions, inputs).attention  # (B, K, T, L)
     maps = attention.float().numpy().reshape(*inputs.shape, *model.encoder.grid)  # (B, K, T, H, W)
     for truth, of_photo in zip(truths, maps, strict=True):
-        yield list(zip(truth.captions, of_photo, strict=False))  # fewer captions than K
+        yield [
+            (caption, mean_by_word(of_caption, [len(ids) for ids in known.pieces(caption.words)]))
+            for caption, of_caption in zip(truth.captions, of_photo, strict=False)  # fewer than K
+        ]
 
 
 def _look(

@@ -21,7 +21,7 @@ import torch
 
 import regard
 from regard.apps.report_page import check_place, embedded_photo, write_page, written_beside
-from regard.build import with_embedding_width
+from regard.build import read_vocabulary, with_embedding_width
 from regard.captioner import Captioner
 from regard.checkpoint import Model, read_model
 from regard.config import PRESETS, describe_fields, make_config
@@ -33,7 +33,6 @@ from regard.evaluation import evaluate_model
 from regard.images import open_photo
 from regard.plots import curve_charts, gaze_figure
 from regard.text.tokenise import tokenise
-from regard.text.vocabulary import Vocabulary
 from regard.training.log import read_log
 
 ORIGINAL = {0: 9.89, 100: 5.69, 1000: 4.10, 3000: 3.47, 7000: 3.00, 9000: 2.75, 11000: 2.60}
@@ -655,8 +654,8 @@ def _shown(value: Any) -> str:
 
 def words(runs: Sequence[Run], dataset: Dataset) -> list[dict[str, Any]]:
     """The vocabulary of each run that has a model, with how often training captions say a word."""
-    files = {run.name: run.folder / "model" / "vocabulary.json" for run in runs if run.has_model}
-    if not files:
+    trained = [run for run in runs if run.has_model]
+    if not trained:
         return []
     counts = Counter(
         word
@@ -666,15 +665,19 @@ def words(runs: Sequence[Run], dataset: Dataset) -> list[dict[str, Any]]:
         for word in tokenise(caption)
     )
     found = []
-    for name, file in files.items():
-        vocabulary = Vocabulary.load(file)
+    for run in trained:
+        setting = run.settings.get("text.vocabulary", "words:1")
+        vocabulary = read_vocabulary(run.folder / "model", setting)
         known = sum(counts[word] for word in vocabulary.words)
+        ordered = sorted(counts, key=lambda word: (-counts[word], word))
+        frequent = vocabulary.words if vocabulary.closed else ordered
         found.append(
             {
-                "run": name,
+                "run": run.name,
+                "closed": vocabulary.closed,
                 "size": f"{len(vocabulary.words):,}",
                 "unknown": f"{1 - known / counts.total():.2%}" if counts else "–",
-                "frequent": [(w, f"{counts[w]:,}") for w in vocabulary.words[:30]],
+                "frequent": [(w, f"{counts[w]:,}") for w in frequent[:30]],
                 "all": vocabulary.words,
             }
         )

@@ -10,7 +10,7 @@ D     feature width of a region (2048 for ResNet-50)
 T     caption length in tokens
 V     vocabulary size
 E     word-embedding width
-N     hidden width of the recurrence
+N     hidden width of the decoder
 A     attention width
 ====  =======================================================================
 """

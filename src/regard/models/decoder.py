@@ -6,10 +6,11 @@ search can reorder, repeat and drop hypotheses by asking the state for other row
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class State(Protocol):
@@ -45,21 +46,48 @@ class Step(NamedTuple):
     """The state after the word."""
 
 
-class Decoder(Protocol):
+class Decoder(nn.Module, ABC):
     """Writes captions for regions; all words at once or one at a time give the same numbers."""
 
-    def read(self, regions: Tensor, captions: Tensor) -> Read:
-        """Read the captions ``(B, K, T)``, word ids, of photos with regions ``(B, L, D)``."""
-        ...
+    embedding: nn.Embedding
+    """The words' vectors, ``(V, E)``."""
 
+    @abstractmethod
+    def read(self, regions: Tensor, captions: Tensor) -> Read:
+        """Read known captions, all words at once.
+
+        Args:
+            regions: ``(B, L, D)``, float.
+            captions: ``(B, K, T)``, word ids, beginning with ``<START>``. What follows a word
+                never changes what was made of it, so padding may stand at the end.
+        """
+
+    @abstractmethod
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next word, ``(..., V)``, from hidden values ``(..., N)``."""
-        ...
 
+    def forward(self, regions: Tensor, captions: Tensor) -> Tensor:
+        """Scores of each next word: ``(B, L, D)`` and ``(B, K, T)`` to ``(B, K, T, V)``."""
+        return self.logits(self.read(regions, captions).hidden)
+
+    @abstractmethod
     def start(self, regions: Tensor) -> State:
         """The state before the first word, one row for each photo of ``(B, L, D)``."""
-        ...
 
+    @abstractmethod
     def step(self, tokens: Tensor, state: Any) -> Step:
-        """Say one word ``(R,)`` in each row of a state of its own."""
-        ...
+        """Say one word, ``(R,)`` ids, in each row of a state of its own."""
+
+
+def evenly(photo: Tensor, photos: int) -> bool:
+    """Whether rows belong to all photos in their order, to each as many.
+
+    Then what is known of the photos can be used as it is; otherwise it is copied for each row.
+
+    Args:
+        photo: ``(R,)``, which photo each row describes.
+        photos: B.
+    """
+    each, rest = divmod(len(photo), photos)
+    in_order = torch.arange(photos, device=photo.device)
+    return rest == 0 and bool((photo.view(photos, each).t() == in_order).all())

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.models.attention import AdditiveAttention
-from regard.models.decoder import Read, Step
+from regard.models.decoder import Decoder, Read, Step, evenly
 from regard.models.recurrence import Weights, recur
 
 
@@ -44,13 +44,11 @@ class LstmState:
     def select(self, indices: Tensor) -> LstmState:
         """The state of other rows: ``indices`` is ``(R,)``; repeats are allowed."""
         photo = self.photo[indices]
-        photos = len(self.keys)
-        each, rest = divmod(len(photo), photos)
-        even = rest == 0 and bool((photo.view(photos, each).t() == _count(photos, photo)).all())
+        even = evenly(photo, len(self.keys))
         return LstmState(self.h[indices], self.c[indices], photo, even, self.keys, self.regions)
 
 
-class LstmDecoder(nn.Module):
+class LstmDecoder(Decoder):
     """An LSTM that looks at the photo before each word.
 
     Args:
@@ -97,16 +95,7 @@ class LstmDecoder(nn.Module):
         self._initialise()
 
     def read(self, regions: Tensor, captions: Tensor) -> Read:
-        """Read known captions, all words at once.
-
-        Args:
-            regions: ``(B, L, D)``, float.
-            captions: ``(B, K, T)``, word ids, beginning with ``<START>``. What follows a word
-                never changes what was made of it, so padding may stand at the end.
-
-        Returns:
-            The hidden values ``(B, K, T, N)`` and the attention ``(B, K, T, L)``.
-        """
+        """Read known captions; see :meth:`Decoder.read`."""
         regions = _lowered(regions)
         h, c = self._start(regions)  # (B, N)
         each = captions.shape[1]
@@ -133,10 +122,6 @@ class LstmDecoder(nn.Module):
         """Scores of the next word, ``(..., V)``, from hidden values ``(..., N)``."""
         scores: Tensor = self.output(self.dropout(hidden))
         return scores
-
-    def forward(self, regions: Tensor, captions: Tensor) -> Tensor:
-        """Scores of each next word: ``(B, L, D)`` and ``(B, K, T)`` to ``(B, K, T, V)``."""
-        return self.logits(self.read(regions, captions).hidden)
 
     def start(self, regions: Tensor) -> LstmState:
         """The state before the first word, one row for each photo of ``(B, L, D)``."""

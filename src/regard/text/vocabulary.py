@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 from regard.errors import ModelError
 
@@ -16,6 +17,70 @@ SPECIAL = (PAD, START, END, UNK)
 FORMAT = 1
 
 
+class Spelled(NamedTuple):
+    """A word and of how many ids it is made."""
+
+    word: str
+    length: int
+
+
+class Lexicon(Protocol):
+    """What a decoder's ids mean: words, or pieces of words."""
+
+    @property
+    def pad(self) -> int:
+        """Id of the padding."""
+        ...
+
+    @property
+    def start(self) -> int:
+        """Id that every caption is begun with."""
+        ...
+
+    @property
+    def end(self) -> int:
+        """Id that ends a caption."""
+        ...
+
+    @property
+    def forbidden(self) -> tuple[int, ...]:
+        """Ids that no caption may have."""
+        ...
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words, or pieces of words, in the order of their ids, without what is special."""
+        ...
+
+    @property
+    def closed(self) -> bool:
+        """Whether these are all words that can be said."""
+        ...
+
+    @property
+    def file_name(self) -> str:
+        """What it is called in a model folder."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def pieces(self, words: Sequence[str]) -> list[list[int]]:
+        """The ids of each word, at least one."""
+        ...
+
+    def encode(self, words: Sequence[str], *, max_length: int | None = None) -> list[int]:
+        """The ids of a caption's words, at most ``max_length`` of them; no start, no end."""
+        ...
+
+    def spell(self, ids: Iterable[int]) -> list[Spelled]:
+        """The words that ids make, and of how many ids each is made."""
+        ...
+
+    def save(self, file: Path) -> None:
+        """Write it whole or not at all."""
+        ...
+
+
 class Vocabulary:
     """Words and ids.
 
@@ -23,10 +88,10 @@ class Vocabulary:
         words: the words in the order of their ids, without the special ones, each once.
     """
 
-    pad = 0
-    start = 1
-    end = 2
-    unk = 3
+    file_name = "vocabulary.json"
+    closed = True
+    pad, start, end, unk = range(len(SPECIAL))
+    forbidden = (pad, start, unk)
 
     def __init__(self, words: Iterable[str]) -> None:
         self._words: tuple[str, ...] = (*SPECIAL, *words)
@@ -67,19 +132,17 @@ class Vocabulary:
         """The id of a word, that of ``<UNK>`` if it is not known."""
         return self._ids.get(word, self.unk)
 
+    def pieces(self, words: Sequence[str]) -> list[list[int]]:
+        """The id of each word."""
+        return [[self.id(word)] for word in words]
+
     def encode(self, words: Sequence[str], *, max_length: int | None = None) -> list[int]:
         """The ids of a caption's words, at most ``max_length`` of them; no start, no end."""
         return [self.id(word) for word in words[:max_length]]
 
-    def decode(self, ids: Iterable[int]) -> list[str]:
-        """The words of ids up to the first ``<END>``, without ``<START>`` and ``<PAD>``."""
-        words = []
-        for i in ids:
-            if i == self.end:
-                break
-            if i not in (self.start, self.pad):
-                words.append(self._words[i])
-        return words
+    def spell(self, ids: Iterable[int]) -> list[Spelled]:
+        """The word of each id."""
+        return [Spelled(self._words[i], 1) for i in ids]
 
     def save(self, file: Path) -> None:
         """Write the words as JSON, beside the file's place, then renamed."""

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regard.data.batches import inputs_and_targets
+from regard.models.decoder import Decoder
 from regard.models.encoders import Encoder
-from regard.models.lstm import LstmDecoder
 
 
 class Learner(nn.Module):
@@ -23,7 +23,7 @@ class Learner(nn.Module):
     """
 
     def __init__(
-        self, *, encoder: Encoder | None, decoder: LstmDecoder, pad: int, label_smoothing: float
+        self, *, encoder: Encoder | None, decoder: Decoder, pad: int, label_smoothing: float
     ) -> None:
         super().__init__()
         self.encoder = encoder

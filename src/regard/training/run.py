@@ -25,9 +25,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from regard.build import build_decoder, build_encoder, start_from_vectors, with_embedding_width
+from regard.build import (
+    build_decoder,
+    build_encoder,
+    build_vocabulary,
+    start_from_vectors,
+    with_embedding_width,
+)
 from regard.checkpoint import write_model
-from regard.config import Config
+from regard.config import Config, recorded
 from regard.data.batches import CachedRegions, Captions, PhotoSource, Plan, PreparedPhotos
 from regard.data.dataset import Dataset, Photo
 from regard.data.features import build_features
@@ -35,12 +41,12 @@ from regard.describe import Decoding
 from regard.errors import ConfigError, MissingExtraError
 from regard.files import write_json
 from regard.machine import describe_machine
+from regard.models.decoder import Decoder
 from regard.models.devices import fast_precision, find_device
 from regard.models.encoders import Encoder
-from regard.models.lstm import LstmDecoder
 from regard.text.tokenise import tokenise
 from regard.text.vectors import read_vectors
-from regard.text.vocabulary import Vocabulary
+from regard.text.vocabulary import Lexicon
 from regard.training.learner import Learner
 from regard.training.loop import Progress, Watch, run_loop
 from regard.training.validate import validate
@@ -114,9 +120,7 @@ def train(
     fabric = _fabric(config, machine)
     photos, judged = _splits(dataset, config)
     tokens = [[tokenise(c) for c in p.captions] for p in photos]
-    vocabulary = Vocabulary.from_captions(
-        (c for group in tokens for c in group), min_count=config.text.min_count
-    )
+    vocabulary = build_vocabulary(config.text, (c for group in tokens for c in group))
     vectors = None
     if config.text.embeddings is not None:
         vectors = read_vectors(Path(config.text.embeddings), vocabulary.words)
@@ -234,9 +238,7 @@ def _splits(dataset: Dataset, config: Config) -> tuple[Sequence[Photo], Sequence
     return photos, [p for p in judged if p.captions][: config.validation.max_photos]
 
 
-def _encoded(
-    tokens: Sequence[Sequence[Sequence[str]]], vocabulary: Vocabulary, most: int
-) -> Captions:
+def _encoded(tokens: Sequence[Sequence[Sequence[str]]], vocabulary: Lexicon, most: int) -> Captions:
     return Captions(
         tuple(
             tuple(tuple(vocabulary.encode(c, max_length=most)) for c in group if c)
@@ -274,7 +276,7 @@ def _sources(
     return CachedRegions(store, paths), CachedRegions(store, judged_paths)
 
 
-def _optimizer(config: Config, encoder: Encoder, decoder: LstmDecoder) -> torch.optim.Optimizer:
+def _optimizer(config: Config, encoder: Encoder, decoder: Decoder) -> torch.optim.Optimizer:
     """Adam over matrices (with decay) and the rest (without); the encoder's apart."""
     train = config.train
     small_rate = train.encoder_learning_rate if config.encoder.fine_tune_stages else None
@@ -322,6 +324,7 @@ def _check_place(out: Path, described: dict[str, Any], *, resume: bool) -> None:
             f"{out} holds a run already. Go on with it by adding --resume, or take another --out."
         )
     begun = json.loads(file.read_text(encoding="utf-8"))
+    begun["settings"] = recorded(begun["settings"], source=f"the settings in {file}").model_dump()
     differences = list(_differences(begun, described))
     if differences:
         raise ConfigError(

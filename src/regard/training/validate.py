@@ -10,7 +10,7 @@ import torch
 from regard.data.batches import Captions, PhotoSource, inputs_and_targets
 from regard.describe import Decoding, describe
 from regard.metrics.scores import score_all
-from regard.text.vocabulary import Vocabulary
+from regard.text.vocabulary import Lexicon
 from regard.training.learner import Learner
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def validate(
     learner: Learner,
-    vocabulary: Vocabulary,
+    vocabulary: Lexicon,
     source: PhotoSource,
     captions: Captions,
     references: Sequence[Sequence[Sequence[str]]],

@@ -1,0 +1,289 @@
+"""A Transformer that writes captions: all words of a caption learn at once.
+
+Source: Vaswani et al., "Attention is all you need" (2017), the decoder of section 3.1. Each layer
+attends to the words said so far, then to the regions of the photo, then widens and narrows each
+word's vector by itself. Normalisation comes before each of the three (pre-norm; Xiong et al., "On
+layer normalization in the transformer architecture", 2020), which trains without a long warm-up.
+The feed-forward layers use GELU.
+
+What is known of a photo, the keys and values of its regions in each layer, is computed once for
+each photo: all words of its K captions ask the same ones.
+
+Where it looked for a word is the mean over the heads of the last layer's attention to the regions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from regard.models.decoder import Decoder, Read, Step, evenly
+
+POSITIONS = 201
+"""Learned positions: ``<START>`` and the most words that a caption may be asked to have."""
+
+
+class Memory(NamedTuple):
+    """What can be attended to: keys and values, each ``(rows, heads, length, N / heads)``."""
+
+    keys: Tensor
+    values: Tensor
+
+    def rows(self, indices: Tensor) -> Memory:
+        """That of other rows."""
+        return Memory(self.keys[indices], self.values[indices])
+
+    def then(self, later: Memory) -> Memory:
+        """The earlier and the later, as one."""
+        return Memory(*(torch.cat(pair, dim=2) for pair in zip(self, later, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class TransformerState:
+    """The decoder after t words. R rows, several of them may belong to one photo."""
+
+    said: tuple[Memory, ...]
+    """For each layer that of the t words, R rows."""
+    photo: Tensor
+    """``(R,)``, which photo each row describes."""
+    even: bool
+    """Whether all photos have as many rows, in their order: then nothing of a photo is copied."""
+    seen: tuple[Memory, ...]
+    """For each layer that of the regions, B rows."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return self.photo.device
+
+    def select(self, indices: Tensor) -> TransformerState:
+        """The state of other rows: ``indices`` is ``(R,)``; repeats are allowed."""
+        photo = self.photo[indices]
+        even = evenly(photo, len(self.seen[0].keys))
+        said = tuple(memory.rows(indices) for memory in self.said)
+        return TransformerState(said, photo, even, self.seen)
+
+
+class TransformerDecoder(Decoder):
+    """A stack of layers that attend to the words said so far and to the regions.
+
+    Args:
+        vocabulary_size: V.
+        feature_width: D.
+        embedding_width: E; where it is not N, a layer without bias brings the words to N.
+        hidden_width: N, even and a multiple of ``heads``.
+        layers: how many there are.
+        heads: of each attention.
+        feed_forward_width: to which each word's vector is widened between two attentions.
+        positions: ``"sinusoidal"``: sines and cosines of the position (Vaswani et al., section
+            3.5), for any length; ``"learned"``: vectors that begin as those. What stands after
+            :data:`POSITIONS` words takes the last learned one.
+        tied: whether the words' vectors are also the rows that score them (Press and Wolf, "Using
+            the output embedding to improve language models", 2017).
+        dropout: share of values dropped in training, of the regions, of the words' vectors, and of
+            what each attention and each feed-forward layer adds to those.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocabulary_size: int,
+        feature_width: int,
+        embedding_width: int,
+        hidden_width: int,
+        layers: int,
+        heads: int,
+        feed_forward_width: int,
+        positions: Literal["sinusoidal", "learned"] = "sinusoidal",
+        tied: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        narrow = embedding_width != hidden_width
+        self.embedding = nn.Embedding(vocabulary_size, embedding_width)
+        self.enter = nn.Linear(embedding_width, hidden_width, bias=False) if narrow else None
+        self.positions = (
+            nn.Parameter(_sinusoids(torch.arange(POSITIONS), self.embedding.weight, hidden_width))
+            if positions == "learned"
+            else None
+        )
+        self.see = nn.Linear(feature_width, hidden_width)
+        self.norm_seen = nn.LayerNorm(hidden_width)
+        self.layers = nn.ModuleList(
+            _Layer(hidden_width, heads, feed_forward_width, dropout) for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(hidden_width)
+        self.leave = (
+            nn.Linear(hidden_width, embedding_width, bias=False) if tied and narrow else None
+        )
+        self.output = None if tied else nn.Parameter(torch.empty(vocabulary_size, hidden_width))
+        self.bias = nn.Parameter(torch.zeros(vocabulary_size))
+        self.dropout = nn.Dropout(dropout)
+        for rows in (self.embedding.weight, self.output):
+            if rows is not None:  # scores of about 1 from normalised hidden values
+                nn.init.normal_(rows, std=rows.shape[1] ** -0.5)
+
+    def read(self, regions: Tensor, captions: Tensor) -> Read:
+        """Read known captions; see :meth:`Decoder.read`."""
+        words = self._enter(captions, first=0)  # (B, K, T, N)
+        words, _, attention = self._through(words, self._seen(regions), None)
+        return Read(words, attention)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the next word, ``(..., V)``, from hidden values ``(..., N)``."""
+        if self.leave is not None:
+            hidden = self.leave(hidden)  # (..., E)
+        rows = self.embedding.weight if self.output is None else self.output
+        scores: Tensor = F.linear(hidden, rows, self.bias)
+        return scores
+
+    def start(self, regions: Tensor) -> TransformerState:
+        """The state before the first word, one row for each photo of ``(B, L, D)``."""
+        seen = self._seen(regions)
+        photos, heads, _, width = seen[0].keys.shape
+        nothing = seen[0].keys.new_empty(photos, heads, 0, width)
+        photo = torch.arange(photos, device=regions.device)
+        return TransformerState((Memory(nothing, nothing),) * len(seen), photo, True, seen)
+
+    def step(self, tokens: Tensor, state: TransformerState) -> Step:
+        """Say one word, ``(R,)`` ids, in each row of the state."""
+        seen = state.seen
+        if not state.even:
+            seen = tuple(memory.rows(state.photo) for memory in seen)
+        length = state.said[0].keys.shape[2]
+        words = self._enter(tokens.view(len(seen[0].keys), -1, 1), first=length)  # (B, R / B, 1, N)
+        words, said, attention = self._through(words, seen, state.said)
+        after = TransformerState(said, state.photo, state.even, state.seen)
+        return Step(self.logits(words.flatten(0, 2)), attention.flatten(0, 2), after)
+
+    def _enter(self, tokens: Tensor, *, first: int) -> Tensor:
+        """Words and their positions from ``first`` on: ids ``(B, K, T)`` to ``(B, K, T, N)``."""
+        words: Tensor = self.embedding(tokens) * math.sqrt(self.embedding.embedding_dim)
+        if self.enter is not None:
+            words = self.enter(words)
+        places = torch.arange(first, first + tokens.shape[-1], device=tokens.device)
+        if self.positions is None:
+            words = words + _sinusoids(places, self.embedding.weight, words.shape[-1])
+        else:
+            words = words + self.positions[places.clamp_max(POSITIONS - 1)]
+        entered: Tensor = self.dropout(words)
+        return entered
+
+    def _seen(self, regions: Tensor) -> tuple[Memory, ...]:
+        """What each layer asks of the photos, from regions ``(B, L, D)``."""
+        regions = self.dropout(self.norm_seen(self.see(regions)))  # (B, L, N)
+        return tuple(layer.seen(regions) for layer in self._layers())
+
+    def _through(
+        self, words: Tensor, seen: Sequence[Memory], said: Sequence[Memory] | None
+    ) -> tuple[Tensor, tuple[Memory, ...], Tensor]:
+        """All layers.
+
+        Returns:
+            The words ``(B, K, T, N)``, normalised; for each layer the memory of all words up to
+            here; where each word looked, ``(B, K, T, L)``.
+        """
+        kept = []
+        for i, layer in enumerate(self._layers()):
+            words, now, weights = layer(words, seen[i], None if said is None else said[i])
+            kept.append(now)
+        return self.norm(words), tuple(kept), weights.mean(dim=1).view(*words.shape[:3], -1)
+
+    def _layers(self) -> Iterator[_Layer]:
+        return iter(self.layers)  # type: ignore[arg-type]
+
+
+class _Layer(nn.Module):
+    """Attention to the words, attention to the regions, feed-forward: each adds to the words."""
+
+    def __init__(self, width: int, heads: int, feed_forward_width: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_said = nn.LayerNorm(width)
+        self.of_said = nn.Linear(width, 3 * width)  # queries, keys, values
+        self.from_said = nn.Linear(width, width)
+        self.norm_seen = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width)
+        self.of_seen = nn.Linear(width, 2 * width)  # keys, values
+        self.from_seen = nn.Linear(width, width)
+        self.norm_wide = nn.LayerNorm(width)
+        self.widen = nn.Linear(width, feed_forward_width)
+        self.narrow = nn.Linear(feed_forward_width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def seen(self, regions: Tensor) -> Memory:
+        """The memory of normalised regions ``(B, L, N)``."""
+        return Memory(*self._by_head(self.of_seen(regions), 2))
+
+    def forward(
+        self, words: Tensor, seen: Memory, said: Memory | None
+    ) -> tuple[Tensor, Memory, Tensor]:
+        """One layer.
+
+        Args:
+            words: ``(B, K, T, N)``; with ``said``, T is 1.
+            seen: of the regions, B rows.
+            said: of the t words before, B K rows; none at the beginning of a caption.
+
+        Returns:
+            The words; the memory of all words up to here; the attention to the regions, ``(B,
+            heads, K T, L)``.
+        """
+        projected = self.of_said(self.norm_said(words)).flatten(0, 1)  # (B K, T, 3 N)
+        query, *now = self._by_head(projected, 3)  # (B K, heads, T, N / heads)
+        kept = Memory(*now) if said is None else said.then(Memory(*now))
+        # A word alone may ask all that was said; of several, each asks those up to itself.
+        heard, _ = attend(query, kept, causal=said is None)
+        heard = self.from_said(heard.transpose(1, 2).flatten(2))  # (B K, T, N)
+        words = words + self.dropout(heard).view_as(words)
+
+        (asked,) = self._by_head(self.query(self.norm_seen(words)).flatten(1, 2), 1)
+        found, weights = attend(asked, seen)
+        found = self.from_seen(found.transpose(1, 2).flatten(2))  # (B, K T, N)
+        words = words + self.dropout(found).view_as(words)
+
+        wide = F.gelu(self.widen(self.norm_wide(words)))  # (B, K, T, feed-forward width)
+        return words + self.dropout(self.narrow(wide)), kept, weights
+
+    def _by_head(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """``(rows, length, parts N)`` to ``parts`` of ``(rows, heads, length, N / heads)``."""
+        rows, length, _ = projected.shape
+        apart = projected.view(rows, length, parts, self.heads, -1)
+        return tuple(part.transpose(1, 2) for part in apart.unbind(2))
+
+
+def attend(query: Tensor, memory: Memory, *, causal: bool = False) -> tuple[Tensor, Tensor]:
+    """Scaled dot-product attention, written out.
+
+    Its weights are wanted. Besides, on a CPU and for some dozens of words and regions, the backward
+    pass of PyTorch's fused attention is slower than that of these products.
+
+    Args:
+        query: ``(rows, heads, Q, N / heads)``.
+        memory: of length L.
+        causal: whether each query asks only as many keys as there are queries up to it.
+
+    Returns:
+        What was found, shaped as ``query``, and the weights ``(rows, heads, Q, L)``, at least
+        float32, which sum to 1 over L.
+    """
+    scores = query @ memory.keys.transpose(-1, -2) / math.sqrt(query.shape[-1])
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(later, -torch.inf)
+    weights = scores.softmax(dim=-1)
+    return weights.to(memory.values.dtype) @ memory.values, weights
+
+
+def _sinusoids(places: Tensor, like: Tensor, width: int) -> Tensor:
+    """Sines and cosines of positions ``(T,)``, ``(T, N)``; wavelengths from 2 pi to 20,000 pi."""
+    rates = torch.arange(0, width, 2).to(like) * (-math.log(10_000) / width)
+    angles = places.to(like).unsqueeze(1) * rates.exp()  # (T, N / 2)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
