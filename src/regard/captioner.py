@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,8 @@ from regard.describe import Caption, Decoding, describe
 from regard.errors import PhotoError
 from regard.images import open_photo, overlay_map
 from regard.models.devices import find_device
+from regard.models.fast import WORTH_COMPILING
+from regard.models.lanes import lanes
 
 PhotoLike = str | Path | bytes | BinaryIO | Image.Image
 """A photo: its path, its bytes, an open file, or a Pillow image."""
@@ -73,8 +76,8 @@ class Captioner:
         self.model = model
         self.device = find_device(device)
         self.decoder = model.decoder.to(self.device)
-        encoder = model.encoder.to(self.device)
-        self.encode = encoder.fast(encoder.fast_precision())
+        self._encoder = model.encoder.to(self.device)
+        self.encode = self._encoder.fast(self._encoder.fast_precision())
 
     def caption(self, photo: PhotoLike, decoding: Decoding | None = None) -> PhotoCaption:
         """Caption one photo.
@@ -93,22 +96,31 @@ class Captioner:
         """Caption photos in their order; one that cannot be opened gives its error in its place.
 
         Args:
-            photos: any number, also without end.
+            photos: any number, also without end; a few batches are read ahead.
             decoding: how captions are chosen.
-            batch_size: photos at once.
+            batch_size: photos at once, in each of as many threads as torch computes with.
         """
+        chosen = decoding or Decoding()
         waiting = iter(photos)
-        while batch := list(islice(waiting, batch_size)):
-            opened: list[Image.Image | PhotoError] = []
-            for photo in batch:
-                try:
-                    opened.append(open_photo(photo))
-                except PhotoError as error:
-                    opened.append(error)
-            good = [p for p in opened if not isinstance(p, PhotoError)]
-            made = iter(self._batch(good, decoding or Decoding()) if good else [])
-            for result in opened:
-                yield result if isinstance(result, PhotoError) else next(made)
+        batch = list(islice(waiting, batch_size))
+        following = list(islice(waiting, batch_size))
+        if not following:
+            yield from self._batch(batch, chosen, self.encode)
+            return
+        encode = self.encode
+        if isinstance(photos, Sized) and len(photos) >= WORTH_COMPILING:
+            encode = self._encoder.fast(
+                self._encoder.fast_precision(), photos=len(photos), batch_size=batch_size
+            )
+        count = torch.get_num_threads()
+        with lanes(count) as threads:
+            ahead = deque(
+                threads.submit(self._batch, b, chosen, encode) for b in (batch, following)
+            )
+            while ahead:
+                while len(ahead) <= count and (batch := list(islice(waiting, batch_size))):
+                    ahead.append(threads.submit(self._batch, batch, chosen, encode))
+                yield from ahead.popleft().result()
 
     def describe(self, regions: Tensor, decoding: Decoding) -> list[list[Caption]]:
         """Candidates for photos given as regions ``(B, L, D)``, for each photo best first."""
@@ -120,17 +132,34 @@ class Captioner:
             decoding=decoding,
         )
 
-    def _batch(self, photos: Sequence[Image.Image], decoding: Decoding) -> list[PhotoCaption]:
-        preparation = self.model.encoder.preparation
-        prepared = torch.from_numpy(np.stack([preparation(p) for p in photos]))
+    def _batch(
+        self, photos: Sequence[PhotoLike], decoding: Decoding, encode: Callable[[Tensor], Tensor]
+    ) -> list[PhotoCaption | PhotoError]:
+        """Caption photos, or say why one cannot be opened, in their order."""
+        results: list[PhotoCaption | PhotoError | None] = []
+        preparation = self._encoder.preparation
+        prepared: list[np.ndarray] = []
+        sizes: list[tuple[int, int]] = []
+        for photo in photos:
+            try:
+                opened = open_photo(photo)
+            except PhotoError as error:
+                results.append(error)
+                continue
+            prepared.append(preparation(opened))
+            sizes.append(opened.size)
+            results.append(None)
+        if not prepared:
+            return [r for r in results if r is not None]
         with torch.inference_mode():
             # Regions are rounded as the cache rounds them, so that a photo's caption is the same
             # from both.
-            regions = self.encode(prepared.to(self.device)).half()
-        return [
-            PhotoCaption(found[0], tuple(found[1:]), p.size, preparation.placement(*p.size))
-            for p, found in zip(photos, self.describe(regions, decoding), strict=True)
-        ]
+            regions = encode(torch.from_numpy(np.stack(prepared))).half()  # (B, L, D)
+        made = (
+            PhotoCaption(found[0], tuple(found[1:]), size, preparation.placement(*size))
+            for size, found in zip(sizes, self.describe(regions, decoding), strict=True)
+        )
+        return [next(made) if r is None else r for r in results]
 
 
 def load(

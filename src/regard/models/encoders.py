@@ -1,19 +1,17 @@
 """The encoder: prepared photos to a grid of regions, frozen unless asked otherwise."""
 
-import copy
 import hashlib
-import itertools
 import json
 from collections.abc import Callable
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from regard.errors import ModelError
 from regard.images import Preparation
 from regard.models.devices import Precision, fast_precision
+from regard.models.fast import fast_form
 from regard.models.resnet import ResNet
 from regard.models.small import SmallEncoder
 from regard.models.sources import ImageStatistics, read_resnet
@@ -46,9 +44,14 @@ def load_encoder(
         preparation = _prepare_as(ImageStatistics(), image_size or 112, resize)
         return Encoder(id="small", backbone=SmallEncoder(), preparation=preparation, frozen=False)
     pretrained = read_resnet(source, revision=revision, offline=offline)
-    backbone = ResNet(depth=pretrained.depth)
-    # Not strict: the counters of batches seen are left out; all else was checked.
-    backbone.load_state_dict(pretrained.tensors, strict=False)
+    with torch.device("meta"):  # random weights that are replaced at once cost half a second
+        backbone = ResNet(depth=pretrained.depth)
+    counters = {
+        name: torch.zeros_like(tensor, device="cpu")
+        for name, tensor in backbone.state_dict().items()
+        if name.endswith("num_batches_tracked")
+    }
+    backbone.to_empty(device="cpu").load_state_dict(pretrained.tensors | counters)
     preparation = _prepare_as(pretrained.statistics, image_size or 224, resize)
     return Encoder(id=pretrained.id, backbone=backbone, preparation=preparation, frozen=True)
 
@@ -183,30 +186,24 @@ class Encoder(nn.Module):
         """``bf16`` where the device of the weights computes it in hardware, else ``float32``."""
         return fast_precision(next(self.parameters()).device)
 
-    def fast(self, precision: Precision) -> Callable[[Tensor], Tensor]:
-        """A copy for encoding many photos: batch norm folded into the convolutions, channels last.
+    def fast(
+        self, precision: Precision, *, photos: int = 1, batch_size: int = 8
+    ) -> Callable[[Tensor], Tensor]:
+        """A copy for encoding many photos (:mod:`regard.models.fast`).
 
-        The weights are those of now; the encoder itself is left as it is. In float32 the result
-        differs from ``forward`` by rounding only. In bf16 it differs by 3 % (ResNet-50 with trained
-        weights, on photos), two thirds of which come from rounding the weights.
+        The weights are those of now; the encoder itself is left as it is.
+
+        Args:
+            precision: ``float32`` differs from ``forward`` by rounding only.
+            photos: how many there are; the copy is compiled where that pays.
+            batch_size: the most photos that are given at a time.
 
         Returns:
             A function from prepared photos (B, 3, height, width), float32 on any device, to
-            regions (B, L, D), float32 on the device of the encoder.
+            regions (B, L, D), float32 on the device of the encoder. Threads may share it.
         """
-        backbone = copy.deepcopy(self.backbone).requires_grad_(False).eval()
-        _fold_batch_norms(backbone)
-        device = next(self.parameters()).device
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        backbone.to(dtype=dtype)
-        backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-        def encode(images: Tensor) -> Tensor:
-            with torch.no_grad():
-                images = images.to(device, dtype).contiguous(memory_format=torch.channels_last)
-                return _regions(backbone(images)).float()
-
-        return encode
+        encode = fast_form(self.backbone, precision, photos=photos, batch_size=batch_size)
+        return lambda images: _regions(encode(images))
 
 
 def _regions(features: Tensor) -> Tensor:
@@ -230,14 +227,3 @@ def _prepare_as(
         mean=statistics.mean,
         std=statistics.std,
     )
-
-
-def _fold_batch_norms(module: nn.Module) -> None:
-    """Merge each batch norm into the convolution registered right before it, in place."""
-    children = list(module.named_children())
-    for (name, child), (norm_name, norm) in itertools.pairwise(children):
-        if isinstance(child, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-            setattr(module, name, fuse_conv_bn_eval(child, norm))
-            setattr(module, norm_name, nn.Identity())
-    for _, child in children:
-        _fold_batch_norms(child)

@@ -1,0 +1,131 @@
+"""Encoders for many photos: batch norm folded away, channels last, bf16 where it does least harm.
+
+What bf16 costs is not spread evenly. On photos, a ResNet-50 owes three quarters of the squared
+difference from float32 to its first convolution and its first block, which do a twelfth of the
+arithmetic. They stay in float32; ``benchmarks/features.py`` prints what is left of the difference.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable
+from threading import Lock
+
+import torch
+from torch import Tensor, nn
+
+from regard.models.devices import Precision
+from regard.models.resnet import ResNet
+
+WORTH_COMPILING = 4096
+"""From so many photos on, compiling an encoder takes less time than it saves."""
+
+Encode = Callable[[Tensor], Tensor]
+"""Prepared photos (B, 3, height, width), float32 on any device, to features (B, D, H, W)."""
+
+
+def fast_form(
+    backbone: nn.Module, precision: Precision, *, photos: int = 1, batch_size: int = 8
+) -> Encode:
+    """A copy of a backbone for encoding only; the backbone itself is left as it is.
+
+    Args:
+        backbone: from photos (B, 3, height, width) to features (B, D, H, W).
+        precision: ``float32`` differs from the backbone by rounding only.
+        photos: how many there are. From :data:`WORTH_COMPILING` on the copy is compiled at the
+            first call; where that cannot be done, for want of a C++ compiler, it works uncompiled.
+        batch_size: the most photos that are given at a time. A compiled copy is for this size
+            alone; fewer photos are filled up with empty ones.
+
+    Returns:
+        A function that threads may share. Its features are float32, on the backbone's device.
+    """
+    device = next(backbone.parameters()).device
+    copied = copy.deepcopy(backbone).requires_grad_(False).eval()
+    fold_batch_norms(copied)
+    if precision == "bf16":
+        _lower(copied)
+    copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    first = next(copied.parameters()).dtype
+    run: Encode = _Compiled(copied, batch_size) if photos >= WORTH_COMPILING else copied
+
+    def encode(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            images = images.to(device, first).contiguous(memory_format=torch.channels_last)
+            return run(images).float()
+
+    return encode
+
+
+def fold_batch_norms(module: nn.Module) -> None:
+    """Merge each batch norm into the convolution registered right before it, in place.
+
+    The products are taken in float64: scales of 100 and more would else be rounded twice.
+    """
+    children = list(module.named_children())
+    for (name, child), (norm_name, norm) in itertools.pairwise(children):
+        if isinstance(child, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            setattr(module, name, _folded(child, norm))
+            setattr(module, norm_name, nn.Identity())
+    for _, child in children:
+        fold_batch_norms(child)
+
+
+def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    dtype = conv.weight.dtype
+    both = torch.nn.utils.fuse_conv_bn_eval(conv.double(), norm.double())
+    return both.to(dtype)
+
+
+def _lower(backbone: nn.Module) -> None:
+    """Round the weights to bf16, in place, but those of a ResNet's first layers."""
+    if not isinstance(backbone, ResNet):
+        backbone.to(torch.bfloat16)
+        return
+    first, *rest = backbone.layer1
+    backbone.layer1 = nn.Sequential(first, _Bf16(), *rest)
+    for module in (*rest, *backbone.stages[1:]):
+        module.to(torch.bfloat16)
+
+
+class _Bf16(nn.Module):
+    """Where the features go from float32 to bf16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        return x.to(torch.bfloat16)
+
+
+class _Compiled:
+    """A backbone compiled at the first call, or as it is if that cannot be done."""
+
+    def __init__(self, backbone: nn.Module, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._plain = backbone
+        self._run: Encode | None = None
+        self._lock = Lock()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, 3, height, width), B at most the size compiled for, to (B, D, H, W)."""
+        photos = len(images)
+        if photos < self._batch_size:  # another size would be compiled anew
+            empty = images.new_zeros(self._batch_size - photos, *images.shape[1:])
+            images = torch.cat([images, empty]).contiguous(memory_format=torch.channels_last)
+        if self._run is None:
+            with self._lock:
+                if self._run is None:
+                    self._run = self._compile(images)
+        return self._run(images)[:photos]
+
+    def _compile(self, images: Tensor) -> Encode:
+        """Compile for this thread's number of threads and for batches such as this."""
+        from torch._dynamo.exc import TorchDynamoException  # a second to import
+
+        # Frozen weights are laid out for the processor once, not at every call.
+        compiled = torch.compile(self._plain, dynamic=False, options={"freezing": True})
+        try:
+            compiled(images)
+        except TorchDynamoException:
+            return self._plain
+        return compiled
