@@ -1,6 +1,7 @@
 """Lanes: each computes with one thread, and the caller's number is left as it was."""
 
 import threading
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from regard.models.lanes import lanes
 
 
 @pytest.fixture(autouse=True)
-def three_threads() -> None:
+def three_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     yield
@@ -43,10 +44,9 @@ def test_threads_started_later_compute_with_the_callers_number() -> None:
 
 def test_what_waits_is_cancelled_when_the_lanes_are_left() -> None:
     release = threading.Event()
-    with pytest.raises(ValueError, match="enough"), lanes(1) as threads:
+    with lanes(1) as threads:
         first = threads.submit(release.wait, 10)
         second = threads.submit(int)
         threading.Timer(0.1, release.set).start()
-        raise ValueError("enough")
     assert first.result()
     assert second.cancelled()
