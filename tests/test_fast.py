@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regard.models import fast
 from regard.models.fast import WORTH_COMPILING, fast_form, fold_batch_norms
 from regard.models.resnet import ResNet
 from regard.models.small import SmallEncoder
@@ -39,16 +38,6 @@ def test_folding_changes_nothing_but_rounding(backbone: nn.Module) -> None:
         torch.testing.assert_close(
             folded(photos().double()), copy.deepcopy(backbone).double()(photos().double())
         )
-
-
-def test_the_first_layers_stay_in_float32() -> None:
-    backbone = resnet18()
-    fast._lower(backbone)
-    kept = {name for name, p in backbone.named_parameters() if p.dtype == torch.float32}
-    assert {name.split(".")[0] for name in kept} == {"conv1", "bn1", "layer1"}
-    assert {".".join(name.split(".")[:2]) for name in kept if "layer1" in name} == {"layer1.0"}
-    with torch.no_grad():
-        assert backbone(photos()).dtype == torch.bfloat16
 
 
 def test_alone_equals_in_a_batch_within_rounding() -> None:

@@ -52,9 +52,6 @@ FORMAT = 1
 PHOTOS_PER_SHARD = 256
 """50 MB of ResNet-50 features: large enough to read well, small enough to lose to a kill."""
 
-_COMPUTED_AS = {"float32": "float32", "bf16": "bf16 after the first block"}
-# What a precision means; another meaning needs another word, so that features are never mixed.
-
 
 class FeatureEncoder(Protocol):
     """What the cache asks of an encoder."""
@@ -256,7 +253,7 @@ class _Cache:
             "format": FORMAT,
             "weights_hash": self.encoder["weights_hash"],
             "preparation": encoder.preparation.as_dict(),
-            "precision": _COMPUTED_AS[self.precision],
+            "precision": self.precision,
         }
         self.key = content_hash(json.dumps(decisive, sort_keys=True).encode())
         self.directory = self.root / f"{self.encoder['architecture']}-{self.key[:16]}"
@@ -389,7 +386,7 @@ class _Cache:
     def _is_right(self, place: Place) -> bool:
         features = np.empty(place.shard.shape[1:], np.float16)  # (L, D)
         place.shard.load(place.row, features)
-        return zlib.crc32(features) == place.shard.checksums[place.row]
+        return zlib.crc32(features.data) == place.shard.checksums[place.row]
 
     @contextmanager
     def claims(self) -> Iterator["_Claims"]:

@@ -85,7 +85,7 @@ class Shard:
         with self.path.open("rb", buffering=0) as file:
             self._check_size(os.fstat(file.fileno()).st_size)
             file.seek(self.offset + row * into.nbytes)
-            file.readinto(memoryview(into).cast("B"))
+            file.readinto(into.data.cast("B"))
 
     def _check_size(self, size: int) -> None:
         photos, regions, width = self.shape
