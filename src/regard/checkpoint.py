@@ -137,13 +137,11 @@ def read_model(
     except ConfigError as error:
         raise ModelError(str(error)) from error
     seer = _build_encoder(config, described, encoder, folder)
-    with torch.device("meta"):  # random weights that are replaced at once cost half a second
-        decoder = build_decoder(
-            config.decoder,
-            vocabulary_size=len(vocabulary),
-            feature_width=int(described["feature_width"]),
-        )
-    decoder.to_empty(device="cpu")
+    decoder = build_decoder(
+        config.decoder,
+        vocabulary_size=len(vocabulary),
+        feature_width=int(described["feature_width"]),
+    )
     try:
         tensors = load_file(str(weights_file))
     except (SafetensorError, OSError) as error:

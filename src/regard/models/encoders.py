@@ -44,14 +44,14 @@ def load_encoder(
         preparation = _prepare_as(ImageStatistics(), image_size or 112, resize)
         return Encoder(id="small", backbone=SmallEncoder(), preparation=preparation, frozen=False)
     pretrained = read_resnet(source, revision=revision, offline=offline)
-    with torch.device("meta"):  # random weights that are replaced at once cost half a second
+    with torch.device("meta"):  # random weights to be replaced would cost more than the right ones
         backbone = ResNet(depth=pretrained.depth)
-    counters = {
-        name: torch.zeros_like(tensor, device="cpu")
-        for name, tensor in backbone.state_dict().items()
-        if name.endswith("num_batches_tracked")
-    }
-    backbone.to_empty(device="cpu").load_state_dict(pretrained.tensors | counters)
+    names = backbone.state_dict().keys()
+    counters = {n: torch.tensor(0) for n in names if n.endswith("num_batches_tracked")}
+    # Copies, because tensors from a file may be the file itself, which can change. Not to_empty,
+    # then load: for tensors without storage that imports a second's worth of torch.
+    copies = {name: tensor.clone() for name, tensor in pretrained.tensors.items()}
+    backbone.load_state_dict(copies | counters, assign=True)
     preparation = _prepare_as(pretrained.statistics, image_size or 224, resize)
     return Encoder(id=pretrained.id, backbone=backbone, preparation=preparation, frozen=True)
 
