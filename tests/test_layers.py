@@ -39,8 +39,12 @@ FLOORS = {
 }
 
 # Neighbours on a floor: search speaks of a decoder's state and step (types alone); figures lay maps
-# over photos as photos are placed.
-ALLOWED = {("search", "models.decoder"), ("plots", "images")}
+# over photos as photos are placed; the cache is filled in the lanes that encoders are fast in.
+ALLOWED = {
+    ("search", "models.decoder"),
+    ("plots", "images"),
+    ("data.features", "models.lanes"),
+}
 
 
 def room(module: str) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -18,8 +19,13 @@ from regard.checkpoint import Model, read_model
 from regard.describe import Caption, Decoding, describe
 from regard.errors import ModelError, PhotoError
 from regard.finished import Finished, find_finished, load_finished
-from regard.images import open_photo, overlay_map
+from regard.images import Placement, open_photo, overlay_map
 from regard.models.devices import find_device
+from regard.models.fast import WORTH_COMPILING
+from regard.models.lanes import lanes
+
+Describer = Callable[[Sequence[Any], Decoding], list[list[Caption]]]
+"""Prepared photos to candidates, for each photo best first."""
 
 PhotoLike = str | Path | bytes | BinaryIO | Image.Image
 """A photo: its path, its bytes, an open file, or a Pillow image."""
@@ -96,22 +102,52 @@ class AnyCaptioner(ABC):
         """Caption photos in their order; one that cannot be opened gives its error in its place.
 
         Args:
-            photos: any number, also without end.
+            photos: any number, also without end; a few batches are read ahead.
             decoding: how captions are chosen.
-            batch_size: photos at once.
+            batch_size: photos at once, in each of as many threads as torch computes with.
         """
+        chosen = decoding or Decoding()
         waiting = iter(photos)
-        while batch := list(islice(waiting, batch_size)):
-            opened: list[Image.Image | PhotoError] = []
-            for photo in batch:
-                try:
-                    opened.append(open_photo(photo))
-                except PhotoError as error:
-                    opened.append(error)
-            good = [p for p in opened if not isinstance(p, PhotoError)]
-            made = iter(self._batch(good, decoding or Decoding()) if good else [])
-            for result in opened:
-                yield result if isinstance(result, PhotoError) else next(made)
+        batch = list(islice(waiting, batch_size))
+        following = list(islice(waiting, batch_size))
+        if not following:
+            yield from self._batch(batch, chosen, self._describer(1, batch_size))
+            return
+        known = len(photos) if isinstance(photos, Sized) else 1
+        describer = self._describer(known, batch_size)
+        count = torch.get_num_threads()
+        with lanes(count) as threads:
+            ahead = deque(
+                threads.submit(self._batch, b, chosen, describer) for b in (batch, following)
+            )
+            while ahead:
+                while len(ahead) <= count and (batch := list(islice(waiting, batch_size))):
+                    ahead.append(threads.submit(self._batch, batch, chosen, describer))
+                yield from ahead.popleft().result()
+
+    def _batch(
+        self, photos: Sequence[PhotoLike], decoding: Decoding, describer: Describer
+    ) -> list[PhotoCaption | PhotoError]:
+        """Caption photos, or say why one cannot be opened, in their order."""
+        results: list[PhotoCaption | PhotoError | None] = []
+        prepared: list[Any] = []
+        sizes: list[tuple[int, int]] = []
+        for photo in photos:
+            try:
+                opened = open_photo(photo)
+            except PhotoError as error:
+                results.append(error)
+                continue
+            prepared.append(self._prepare(opened))
+            sizes.append(opened.size)
+            results.append(None)
+        if not prepared:
+            return [r for r in results if r is not None]
+        made = (
+            PhotoCaption(found[0], tuple(found[1:]), size, self._placement(size))
+            for size, found in zip(sizes, describer(prepared, decoding), strict=True)
+        )
+        return [next(made) if r is None else r for r in results]
 
     @property
     def no_gaze(self) -> str | None:
@@ -119,8 +155,16 @@ class AnyCaptioner(ABC):
         return None
 
     @abstractmethod
-    def _batch(self, photos: Sequence[Image.Image], decoding: Decoding) -> list[PhotoCaption]:
-        """Captions of upright RGB photos, at least one."""
+    def _prepare(self, photo: Image.Image) -> Any:
+        """What is kept of an upright RGB photo until its batch is together."""
+
+    @abstractmethod
+    def _placement(self, size: tuple[int, int]) -> Placement:
+        """Where the maps lie on a photo of this width and height."""
+
+    @abstractmethod
+    def _describer(self, photos: int, batch_size: int) -> Describer:
+        """What makes the captions, where so many photos are expected."""
 
 
 class Captioner(AnyCaptioner):
@@ -135,8 +179,8 @@ class Captioner(AnyCaptioner):
         self.model = model
         self.device = find_device(device)
         self.decoder = model.decoder.to(self.device)
-        encoder = model.encoder.to(self.device)
-        self.encode = encoder.fast(encoder.fast_precision())
+        self._encoder = model.encoder.to(self.device)
+        self.encode = self._encoder.fast(self._encoder.fast_precision())
 
     def describe(self, regions: Tensor, decoding: Decoding) -> list[list[Caption]]:
         """Candidates for photos given as regions ``(B, L, D)``, for each photo best first."""
@@ -148,17 +192,26 @@ class Captioner(AnyCaptioner):
             decoding=decoding,
         )
 
-    def _batch(self, photos: Sequence[Image.Image], decoding: Decoding) -> list[PhotoCaption]:
-        preparation = self.model.encoder.preparation
-        prepared = torch.from_numpy(np.stack([preparation(p) for p in photos]))
-        with torch.inference_mode():
-            # Regions are rounded as the cache rounds them, so that a photo's caption is the same
-            # from both.
-            regions = self.encode(prepared.to(self.device)).half()
-        return [
-            PhotoCaption(found[0], tuple(found[1:]), p.size, preparation.placement(*p.size))
-            for p, found in zip(photos, self.describe(regions, decoding), strict=True)
-        ]
+    def _prepare(self, photo: Image.Image) -> np.ndarray:
+        return self._encoder.preparation(photo)
+
+    def _placement(self, size: tuple[int, int]) -> Placement:
+        return self._encoder.preparation.placement(*size)
+
+    def _describer(self, photos: int, batch_size: int) -> Describer:
+        encode = self.encode
+        if photos >= WORTH_COMPILING:
+            precision = self._encoder.fast_precision()
+            encode = self._encoder.fast(precision, photos=photos, batch_size=batch_size)
+
+        def describer(prepared: Sequence[np.ndarray], decoding: Decoding) -> list[list[Caption]]:
+            with torch.inference_mode():
+                # Regions are rounded as the cache rounds them, so that a photo's caption is the
+                # same from both.
+                regions = encode(torch.from_numpy(np.stack(prepared))).half()  # (B, L, D)
+            return self.describe(regions, decoding)
+
+        return describer
 
 
 class FinishedCaptioner(AnyCaptioner):
@@ -176,11 +229,14 @@ class FinishedCaptioner(AnyCaptioner):
         """Why its captions have no maps, in one line; none where they have."""
         return None if self.model.grid is not None else self.model.no_gaze
 
-    def _batch(self, photos: Sequence[Image.Image], decoding: Decoding) -> list[PhotoCaption]:
-        return [
-            PhotoCaption(found[0], tuple(found[1:]), p.size, self.model.placement(p))
-            for p, found in zip(photos, self.model.describe(photos, decoding), strict=True)
-        ]
+    def _prepare(self, photo: Image.Image) -> Image.Image:
+        return photo
+
+    def _placement(self, size: tuple[int, int]) -> Placement:
+        return self.model.placement(size)
+
+    def _describer(self, photos: int, batch_size: int) -> Describer:
+        return self.model.describe
 
 
 def load(

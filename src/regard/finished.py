@@ -287,9 +287,9 @@ class Finished:
             "weights": digest.hexdigest(),
         }
 
-    def placement(self, photo: Image.Image) -> Placement:
-        """Left, top, right, bottom of what it saw, in pixels of the upright photo."""
-        return self._preparation.placement(*photo.size)
+    def placement(self, size: tuple[int, int]) -> Placement:
+        """Left, top, right, bottom of what it saw, in pixels of a photo of this width, height."""
+        return self._preparation.placement(*size)
 
     def describe(self, photos: Sequence[Image.Image], decoding: Decoding) -> list[list[Caption]]:
         """Caption upright RGB photos.

@@ -3,16 +3,16 @@
 A cache root holds one directory for each encoder, preparation and precision, named after the
 three::
 
-    ROOT/fingerprints.jsonl             what content each photo had, by path, size and time of
-    change ROOT/resnet50-3f0c.../manifest.json     the encoder in words
-    ROOT/resnet50-3f0c.../shards/*.safetensors ROOT/resnet50-3f0c.../claims            empty;
-    processes at work hold locks on it
+    ROOT/fingerprints.jsonl                     what content each photo had, by path, size and time
+    ROOT/resnet50-3f0c.../manifest.json         the encoder in words
+    ROOT/resnet50-3f0c.../shards/*.safetensors
+    ROOT/resnet50-3f0c.../claims                empty; processes at work hold locks on it
 
 Photos are known by a hash of their content, so a renamed photo is found again and a changed one is
 encoded anew. A shard carries its own table of contents and a checksum for each photo. It is written
 beside its place and renamed into it, so a process killed at any moment leaves no half shard and
-loses at most the one it was computing. Several processes may fill one cache: each claims photos
-with file locks, which die with their holder.
+loses at most the two it was at work on: one being written, the next being computed. Several
+processes may fill one cache: each claims photos with file locks, which die with their holder.
 """
 
 import io
@@ -22,13 +22,12 @@ import shutil
 import sys
 import time
 import zlib
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -39,6 +38,7 @@ from regard.data.fingerprints import content_hash, fingerprint_photos
 from regard.data.shards import Features, Place, Shard, write_shard, write_whole
 from regard.errors import CacheError, DataError, ModelError, PhotoError
 from regard.images import Preparation, open_photo
+from regard.models.lanes import lanes
 
 if sys.platform != "win32":
     import fcntl
@@ -66,8 +66,13 @@ class FeatureEncoder(Protocol):
     def fast_precision(self) -> Precision:
         """The precision that this machine computes fastest."""
 
-    def fast(self, precision: Precision) -> Callable[[Tensor], Tensor]:
-        """A function from prepared photos (B, 3, height, width) to regions (B, L, D)."""
+    def fast(
+        self, precision: Precision, *, photos: int, batch_size: int
+    ) -> Callable[[Tensor], Tensor]:
+        """A function from prepared photos (B, 3, height, width) to regions (B, L, D).
+
+        Threads share it. It will be given so many photos in all, at most a batch at a time.
+        """
 
 
 def cache_dir(
@@ -90,7 +95,7 @@ def build_features(
     *,
     precision: Precision | Literal["auto"] = "auto",
     batch_size: int = 8,
-    workers: int = 2,
+    workers: int | None = None,
     verify: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
     on_message: Callable[[str], None] | None = None,
@@ -103,7 +108,8 @@ def build_features(
         root: as for ``cache_dir``.
         precision: as for ``cache_dir``.
         batch_size: photos that go through the encoder at a time.
-        workers: threads that decode photos while the encoder works.
+        workers: threads that each decode a batch and encode it; if not given, as many as torch
+            computes with.
         verify: read back what the cache has of these photos and compare checksums; damaged shards
             are computed again. Without it, damage is found when a photo is first read.
         on_progress: called with the photos done and all photos, after every batch.
@@ -116,7 +122,7 @@ def build_features(
     say = on_message or (lambda message: None)
     cache = _Cache(root, encoder, precision)
     cache.prepare(say)
-    with ThreadPoolExecutor(workers) as threads:
+    with lanes(workers) as threads:
         fingerprints, failures = cache.fingerprint(photos, threads)
         cache.refresh()
         cache.drop_damaged(say)
@@ -162,7 +168,7 @@ def open_features(
 class FeatureStore:
     """The features of a set of photos, read from disk as they are asked for.
 
-    Threads may share a store, and a process may be handed one: it holds no open file when pickled.
+    Threads may share a store, and a process may be handed one: it holds no open file.
 
     Args:
         grid: H and W, the rows and columns of regions.
@@ -186,8 +192,6 @@ class FeatureStore:
         self._places = places
         self._verified = verified
         self._remedy = remedy
-        self._open: OrderedDict[Path, Features] = OrderedDict()
-        self._lock = Lock()
 
     def __len__(self) -> int:
         return len(self._places)
@@ -210,7 +214,12 @@ class FeatureStore:
                     f"{photo} is not among the {len(self)} photos that these features were opened "
                     "for. Open them again with all photos of the data set."
                 )
-            features[i] = self._shard(place.shard)[place.row]  # (L, D)
+            try:
+                place.shard.load(place.row, features[i])
+            except (OSError, ValueError) as error:
+                raise CacheError(
+                    f"Shard {place.shard.path} is damaged: {error}. {self._remedy}"
+                ) from error
             if place not in self._verified:
                 if zlib.crc32(features[i]) != place.shard.checksums[place.row]:
                     raise CacheError(
@@ -219,32 +228,6 @@ class FeatureStore:
                     )
                 self._verified.add(place)
         return features
-
-    def _shard(self, shard: Shard) -> Features:
-        """A shard mapped into memory; the ones used longest ago are closed."""
-        with self._lock:
-            if shard.path in self._open:
-                self._open.move_to_end(shard.path)
-                return self._open[shard.path]
-            try:
-                mapped = shard.map()
-            except (OSError, ValueError) as error:
-                raise CacheError(
-                    f"Shard {shard.path} is damaged: {error}. {self._remedy}"
-                ) from error
-            self._open[shard.path] = mapped
-            if len(self._open) > _OPEN_SHARDS:
-                self._open.popitem(last=False)
-            return mapped
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict(), "_lock": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=Lock())
-
-
-_OPEN_SHARDS = 128  # each keeps a file handle; the usual limit of a process is 1,024
 
 
 # --- the cache of one encoder -----------------------------------------------------------------
@@ -363,11 +346,10 @@ class _Cache:
             by_shard.setdefault(place.shard, []).append(place)
         for shard, places in by_shard.items():
             try:
-                features = shard.map()
+                wrong = [place for place in places if not self._is_right(place)]
             except (OSError, ValueError) as error:
                 self.damaged[shard.path] = str(error)
                 continue
-            wrong = [p for p in places if zlib.crc32(features[p.row]) != shard.checksums[p.row]]
             if wrong:
                 self.damaged[shard.path] = (
                     f"the features of {len(wrong)} of its {len(shard.fingerprints)} photos do not "
@@ -402,6 +384,11 @@ class _Cache:
                 f"{self.root} has {free:,} free. Free some space, or choose another disk with the "
                 "environment variable REGARD_CACHE."
             )
+
+    def _is_right(self, place: Place) -> bool:
+        features = np.empty(place.shard.shape[1:], np.float16)  # (L, D)
+        place.shard.load(place.row, features)
+        return zlib.crc32(features.data) == place.shard.checksums[place.row]
 
     @contextmanager
     def claims(self) -> Iterator["_Claims"]:
@@ -478,8 +465,23 @@ def _default_root() -> Path:
 # --- filling it -------------------------------------------------------------------------------
 
 
+class _Encoded(NamedTuple):
+    """What became of a batch."""
+
+    names: list[str]
+    """The fingerprints of its B photos that could be read."""
+    features: Features
+    """(B, L, D)."""
+    failures: dict[str, str]
+    """Of the others the reason."""
+
+
 class _Work:
-    """One process filling a cache with the photos that are missing from it."""
+    """One process filling a cache with the photos that are missing from it.
+
+    Every thread decodes a batch and encodes it. Two shards are under way at any time, so that the
+    threads are at work on the second while the first is written.
+    """
 
     def __init__(
         self,
@@ -501,88 +503,104 @@ class _Work:
         self.paths = {fingerprint: path for path, fingerprint in fingerprints.items()}
         self.copies = Counter(fingerprints.values())
         self.total = len(fingerprints) + len(failures)
-        self.done = 0
-        self.failed: set[str] = set()
+        self.missing = deque(name for name in self.paths if name not in cache.places)
+        self.done = self.total - sum(self.copies[name] for name in self.missing)
 
     def run(self) -> None:
         """Encode until nothing is missing but what cannot be read."""
-        missing = self._missing()
-        self.cache.require_space(len(missing))
+        self.cache.require_space(len(self.missing))
         self._report()
-        if not missing:
+        if not self.missing:
             return
-        encode = self.encoder.fast(self.cache.precision)
+        encode = self.encoder.fast(
+            self.cache.precision, photos=len(self.missing), batch_size=self.batch_size
+        )
+        under_way: deque[tuple[list[str], list[Future[_Encoded]]]] = deque()
         with self.cache.claims() as claims:
-            while missing:
-                claimed: list[str] = []
-                for fingerprint in missing:
-                    if len(claimed) < PHOTOS_PER_SHARD and claims.take(fingerprint):
-                        claimed.append(fingerprint)
-                # Another process may have finished some between our look and our claim.
-                self.cache.refresh()
-                chunk = [name for name in claimed if name not in self.cache.places]
-                if chunk:
-                    self._encode_shard(chunk, encode)
-                elif not claimed:
+            while True:
+                while len(under_way) < 2 and (chunk := self._claim(claims)):
+                    batches = [
+                        self.threads.submit(self._encode, chunk[i : i + self.batch_size], encode)
+                        for i in range(0, len(chunk), self.batch_size)
+                    ]
+                    under_way.append((chunk, batches))
+                if under_way:
+                    chunk, batches = under_way.popleft()
+                    self._write(batches)
+                    claims.release(chunk)
+                elif self.missing:
                     time.sleep(_PATIENCE_S)  # others are at work on all that is left
-                claims.release(claimed)
-                missing = self._missing()
-                self._report()
+                else:
+                    break
 
-    def _missing(self) -> list[str]:
-        """Fingerprints still to be encoded, in the order of the photos."""
+    def _claim(self, claims: "_Claims") -> list[str]:
+        """A shard of missing photos for us alone, in their order; none if others have them all."""
         self.cache.refresh()
-        done = self.cache.places.keys() | self.failed
-        missing = [fingerprint for fingerprint in self.paths if fingerprint not in done]
-        self.done = self.total - sum(self.copies[fingerprint] for fingerprint in missing)
-        return missing
+        claimed: list[str] = []
+        taken: list[str] = []
+        while self.missing and len(claimed) < PHOTOS_PER_SHARD:
+            name = self.missing.popleft()
+            if name in self.cache.places:
+                self._count([name])
+            else:
+                (claimed if claims.take(name) else taken).append(name)
+        self.missing.extend(taken)
+        # Another process may have finished some between our look and our claim.
+        self.cache.refresh()
+        finished = [name for name in claimed if name in self.cache.places]
+        claims.release(finished)
+        self._count(finished)
+        return [name for name in claimed if name not in self.cache.places]
+
+    def _count(self, names: Iterable[str]) -> None:
+        """Photos that are done with, and all that have the same content."""
+        self.done += sum(self.copies[name] for name in names)
 
     def _report(self) -> None:
         if self.on_progress:
             self.on_progress(self.done, self.total)
 
-    def _encode_shard(self, chunk: list[str], encode: Callable[[Tensor], Tensor]) -> None:
-        """Encode photos and write their shard; the ones that cannot be read are set aside."""
-        rows, columns = self.cache.grid
-        features = np.empty((len(chunk), rows * columns, self.cache.width), np.float16)
+    def _write(self, batches: Sequence[Future[_Encoded]]) -> None:
+        """Write the shard of some batches; the photos that cannot be read are set aside."""
         names: list[str] = []
-        for batch, images in self._batches(chunk):
-            regions = encode(torch.from_numpy(images)).half().cpu().numpy()  # (B, L, D)
-            self._require_finite(regions, batch)
-            features[len(names) : len(names) + len(batch)] = regions
-            names += batch
-            self.done += sum(self.copies[name] for name in batch)
+        features: list[Features] = []
+        for batch in batches:
+            encoded = batch.result()
+            names += encoded.names
+            features.append(encoded.features)
+            self.failures |= {self.paths[name]: why for name, why in encoded.failures.items()}
+            self._count([*encoded.names, *encoded.failures])
             self._report()
-        if names:
-            try:
-                write_shard(self.cache.shards, features[: len(names)], names, key=self.cache.key)
-            except OSError as error:
-                raise CacheError(
-                    f"Features could not be written to {self.cache.shards}: {error}. Make room or "
-                    "mend the disk and run again; what was written before is kept."
-                ) from error
+        if not names:
+            return
+        try:
+            write_shard(self.cache.shards, np.concatenate(features), names, key=self.cache.key)
+        except OSError as error:
+            raise CacheError(
+                f"Features could not be written to {self.cache.shards}: {error}. Make room or "
+                "mend the disk and run again; what was written before is kept."
+            ) from error
 
-    def _batches(self, chunk: list[str]) -> Iterator[tuple[list[str], Prepared]]:
-        """Fingerprints and prepared photos (B, 3, height, width), decoded ahead in threads."""
-        waiting = iter(chunk)
-        ahead: deque[tuple[str, Future[Prepared]]] = deque()
+    def _encode(self, batch: Sequence[str], encode: Callable[[Tensor], Tensor]) -> _Encoded:
+        """Decode and encode photos, in one thread."""
         names: list[str] = []
         images: list[Prepared] = []
-        for _ in chunk:
-            while len(ahead) < 2 * self.batch_size and (name := next(waiting, None)):
-                ahead.append((name, self.threads.submit(self._prepare, name)))
-            name, photo = ahead.popleft()
+        failures: dict[str, str] = {}
+        for name in batch:
             try:
-                images.append(photo.result())
+                images.append(self._prepare(name))
                 names.append(name)
             except PhotoError as error:
-                self.failures[self.paths[name]] = str(error)
-                self.failed.add(name)
-            if len(names) == self.batch_size:
-                yield names, np.stack(images)
-                names, images = [], []
-        if names:
-            yield names, np.stack(images)
+                failures[name] = str(error)
+        if not names:
+            rows, columns = self.cache.grid
+            return _Encoded(
+                [], np.empty((0, rows * columns, self.cache.width), np.float16), failures
+            )
+        encoded = encode(torch.from_numpy(np.stack(images)))
+        regions = encoded.half().contiguous().cpu().numpy()  # (B, L, D)
+        self._require_finite(regions, names)
+        return _Encoded(names, regions, failures)
 
     def _prepare(self, fingerprint: str) -> Prepared:
         """One photo as the encoder wants it: (3, height, width)."""

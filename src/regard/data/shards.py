@@ -73,14 +73,19 @@ class Shard:
         shard._check_size(size)
         return shard
 
-    def map(self) -> Features:
-        """The features (photos, L, D), mapped into memory.
+    def load(self, row: int, into: Features) -> None:
+        """Read the features of one photo into ``into`` (L, D), which is contiguous.
+
+        They are read, not mapped: the pages of a mapped file count as memory of the process, in the
+        end those of the whole cache, and are fetched one by one.
 
         Raises:
             ValueError: if the file has another size than it had.
         """
-        self._check_size(self.path.stat().st_size)
-        return np.memmap(self.path, np.float16, "r", self.offset, self.shape)
+        with self.path.open("rb", buffering=0) as file:
+            self._check_size(os.fstat(file.fileno()).st_size)
+            file.seek(self.offset + row * into.nbytes)
+            file.readinto(into.data.cast("B"))
 
     def _check_size(self, size: int) -> None:
         photos, regions, width = self.shape

@@ -1,17 +1,14 @@
 """The encoder: prepared photos to a grid of regions, frozen unless asked otherwise."""
 
-import copy
 import hashlib
-import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from regard.errors import ModelError
 from regard.images import Preparation
@@ -24,6 +21,7 @@ from regard.models.backbones import (
     read_backbone,
 )
 from regard.models.devices import Precision, fast_precision
+from regard.models.fast import fast_form
 from regard.models.processors import ImageStatistics, read_json
 from regard.models.resnet import ResNet
 from regard.models.small import SmallEncoder
@@ -65,14 +63,25 @@ def load_encoder(
             backbone, statistics = read_backbone(place)
         else:
             pretrained = read_resnet(source, revision=revision, offline=offline)
-            backbone = ResNet(depth=pretrained.depth)
-            # Not strict: the counters of batches seen are left out; all else was checked.
-            backbone.load_state_dict(pretrained.tensors, strict=False)
+            backbone = _resnet(pretrained.depth, pretrained.tensors)
             statistics = replace(pretrained.statistics, size=224)
     preparation = _prepare_as(statistics, image_size or statistics.size or 224, resize)
     return Encoder(
         id=id, backbone=backbone, preparation=preparation, frozen=id != "small", pooled=grid
     )
+
+
+def _resnet(depth: int, tensors: Mapping[str, Tensor]) -> ResNet:
+    """A ResNet with these weights, of which all but the counters of batches are there."""
+    with torch.device("meta"):  # random weights to be replaced would cost more than the right ones
+        backbone = ResNet(depth=depth)
+    names = backbone.state_dict().keys()
+    counters = {n: torch.tensor(0) for n in names if n.endswith("num_batches_tracked")}
+    # Copies, because tensors from a file may be the file itself, which can change. Not to_empty,
+    # then load: for tensors without storage that imports a second's worth of torch.
+    copies = {name: tensor.clone() for name, tensor in tensors.items()}
+    backbone.load_state_dict(copies | counters, assign=True)
+    return backbone
 
 
 def encoder_from_description(description: dict[str, Any], *, frozen: bool) -> "Encoder":
@@ -227,30 +236,24 @@ class Encoder(nn.Module):
         """``bf16`` where the device of the weights computes it in hardware, else ``float32``."""
         return fast_precision(next(self.parameters()).device)
 
-    def fast(self, precision: Precision) -> Callable[[Tensor], Tensor]:
-        """A copy for encoding many photos: batch norm folded into the convolutions, channels last.
+    def fast(
+        self, precision: Precision, *, photos: int = 1, batch_size: int = 8
+    ) -> Callable[[Tensor], Tensor]:
+        """A copy for encoding many photos (:mod:`regard.models.fast`).
 
-        The weights are those of now; the encoder itself is left as it is. In float32 the result
-        differs from ``forward`` by rounding only. In bf16 it differs by 3 % (ResNet-50 with trained
-        weights, on photos), two thirds of which come from rounding the weights.
+        The weights are those of now; the encoder itself is left as it is.
+
+        Args:
+            precision: ``float32`` differs from ``forward`` by rounding only.
+            photos: how many there are; the copy is compiled where that pays.
+            batch_size: the most photos that are given at a time.
 
         Returns:
             A function from prepared photos (B, 3, height, width), float32 on any device, to
-            regions (B, L, D), float32 on the device of the encoder.
+            regions (B, L, D), float32 on the device of the encoder. Threads may share it.
         """
-        backbone = copy.deepcopy(self.backbone).requires_grad_(False).eval()
-        _fold_batch_norms(backbone)
-        device = next(self.parameters()).device
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        backbone.to(dtype=dtype)
-        backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-        def encode(images: Tensor) -> Tensor:
-            with torch.no_grad():
-                images = images.to(device, dtype).contiguous(memory_format=torch.channels_last)
-                return _regions(backbone(images), self.pooled).float()
-
-        return encode
+        encode = fast_form(self.backbone, precision, photos=photos, batch_size=batch_size)
+        return lambda images: _regions(encode(images), self.pooled)
 
 
 def _regions(features: Tensor, pooled: int | None) -> Tensor:
@@ -276,14 +279,3 @@ def _prepare_as(
         mean=statistics.mean,
         std=statistics.std,
     )
-
-
-def _fold_batch_norms(module: nn.Module) -> None:
-    """Merge each batch norm into the convolution registered right before it, in place."""
-    children = list(module.named_children())
-    for (name, child), (norm_name, norm) in itertools.pairwise(children):
-        if isinstance(child, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-            setattr(module, name, fuse_conv_bn_eval(child, norm))
-            setattr(module, norm_name, nn.Identity())
-    for _, child in children:
-        _fold_batch_norms(child)
