@@ -246,7 +246,7 @@ def test_the_command_line_scores_them(folders, place):
         "--json", "scores.json", cwd=place,
     )  # fmt: skip
     scores = json.loads((place / "scores.json").read_text())
-    assert set(scores["scores"]) == {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr"}
+    assert {"BLEU-1", "BLEU-4", "ROUGE-L", "CIDEr"} <= set(scores["scores"])
     described = scores["settings"]["captioner"]
     assert (described["kind"], described["revision"]) == ("blip", None)
     assert len(described["weights"]) == 64

@@ -1,4 +1,4 @@
-"""The small encoder that is trained with the decoder."""
+"""The small encoder that is trained here."""
 
 import pytest
 import torch
@@ -7,9 +7,9 @@ from regard.models.small import SmallEncoder
 
 
 @pytest.mark.parametrize("size", [(112, 112), (96, 160)])
-def test_a_region_is_sixteen_pixels(size: tuple[int, int]) -> None:
+def test_a_region_is_eight_pixels(size: tuple[int, int]) -> None:
     features = SmallEncoder(width=16)(torch.randn(2, 3, *size))
-    assert features.shape == (2, 16, size[0] // 16, size[1] // 16)
+    assert features.shape == (2, 16, size[0] // 8, size[1] // 8)
 
 
 def test_alone_equals_in_a_batch() -> None:
@@ -30,8 +30,8 @@ def test_a_region_knows_nothing_of_what_is_far_away() -> None:
     changed = photo.clone()
     changed[:, :, 64:, 64:] += 1
     before, after = encoder(photo), encoder(changed)
-    torch.testing.assert_close(before[:, :, :2, :2], after[:, :, :2, :2], rtol=0, atol=0)
-    assert not torch.allclose(before[:, :, 5, 5], after[:, :, 5, 5])
+    torch.testing.assert_close(before[:, :, :4, :4], after[:, :, :4, :4], rtol=0, atol=0)
+    assert not torch.allclose(before[:, :, 10, 10], after[:, :, 10, 10])
 
 
 def test_every_weight_gets_a_gradient() -> None:
@@ -47,5 +47,5 @@ def test_places_tell_equal_neighbourhoods_apart() -> None:
     # A plain photo looks the same everywhere away from its border: only the place differs there.
     torch.manual_seed(0)
     features = SmallEncoder(width=16)(torch.full((1, 3, 224, 224), 0.5))
-    middle = features[0, :, 6:8, 6:8].flatten(1)
+    middle = features[0, :, 13:15, 13:15].flatten(1)
     assert not torch.allclose(middle[:, :1], middle[:, 1:], atol=1e-4)

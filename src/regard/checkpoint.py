@@ -89,7 +89,7 @@ def write_model(
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     tensors = {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
-    if not encoder.frozen:
+    if encoder.stored:
         tensors |= {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
     weights = beside / "model.safetensors"
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(weights))
@@ -100,7 +100,7 @@ def write_model(
         "weights": _hash(weights),
         "settings": config.model_dump(),
         "encoder": encoder.describe(),
-        "trained_encoder": not encoder.frozen,
+        "trained_encoder": encoder.stored,
         "feature_width": encoder.width,
         "scores": dict(scores),
         "data": data,

@@ -1,7 +1,7 @@
 """The demo: draw scenes, learn to caption them, caption new ones, show where each word looked.
 
-It needs no network and no weights: the encoder is a few convolutions, trained together with the
-decoder.
+It needs no network and no weights: the encoder is a few convolutions that first learn which words
+a scene's captions hold, then the decoder learns to say them.
 """
 
 from __future__ import annotations
@@ -59,7 +59,10 @@ def run_demo(
     run = out / "run"
     say(f"Training on {len(dataset.split('train'))} of them ...")
     with training() as listener:
-        train(dataset, config, run, resume=(run / "settings.json").exists(), listener=listener)
+        train(
+            dataset, config, run, resume=(run / "settings.json").exists(),
+            cache=out / "features", listener=listener,
+        )  # fmt: skip
     loss_figure(
         read_log(run / "log" / "steps.csv"), read_log(run / "log" / "epochs.csv"), out / "loss.png"
     )

@@ -175,6 +175,17 @@ class Encoder(nn.Module):
                     module.eval()
         return self
 
+    def freeze(self) -> None:
+        """From now on it is only used."""
+        self.frozen = True
+        self.requires_grad_(False)
+        self.eval()
+
+    @property
+    def stored(self) -> bool:
+        """Whether its weights are only here, so that a model folder has to hold them."""
+        return not self.frozen or isinstance(self.backbone, SmallEncoder)
+
     def unfreeze(self, stages: int) -> None:
         """Let the last stages of a pretrained encoder train.
 

@@ -1,7 +1,7 @@
-"""A small convolutional encoder that is trained together with the decoder.
+"""A small convolutional encoder that is trained here, from random weights.
 
 For demonstrations on a laptop and for tests of the whole path, where no pretrained weights are at
-hand: strided convolutions and residual blocks. A region sees half of the photo's side at most and
+hand: strided convolutions and residual blocks. A region sees 49 pixels of the photo's side and
 learns nothing of the rest: the only normalisation is over batches, whose statistics are fixed once
 it is trained. Normalising each photo by itself learns as fast and tells every region what the whole
 photo holds; the gaze is then free to look anywhere.
@@ -13,13 +13,13 @@ from torch.nn import functional
 
 
 class SmallEncoder(nn.Module):
-    """Photos to a grid of a sixteenth of their height and width.
+    """Photos to a grid of an eighth of their height and width.
 
     Args:
         width: D, the feature width of a region; a multiple of 8.
     """
 
-    stride = 16
+    stride = 8
     """Pixels to a region, along each side."""
     architecture = identity = "small"
 
@@ -29,11 +29,11 @@ class SmallEncoder(nn.Module):
         self.stem = nn.Sequential(
             _Convolution(3, width // 4, kernel=5, stride=2),
             _Convolution(width // 4, width // 2, kernel=3, stride=2),
-            _Residual(width // 2, kernel=3),
+            _Residual(width // 2, kernel=1),
             _Convolution(width // 2, width, kernel=3, stride=2),
             _Residual(width, kernel=3),
         )
-        self.down = _Convolution(width + 2, width, kernel=3, stride=2)
+        self.placed = _Convolution(width + 2, width, kernel=3, stride=1)
         self.residual = _Residual(width, kernel=1)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -41,12 +41,12 @@ class SmallEncoder(nn.Module):
         return -(-height // self.stride), -(-width // self.stride)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Photos (B, 3, 16 H, 16 W), normalised, to features (B, D, H, W), zero or above."""
+        """Photos (B, 3, 8 H, 8 W), normalised, to features (B, D, H, W), zero or above."""
         images = images.contiguous(memory_format=torch.channels_last)
-        x = self.stem(images)  # (B, D, 2 H, 2 W)
+        x = self.stem(images)  # (B, D, H, W)
         # Convolutions see a neighbourhood, not a place: captions that say "left of" need the place.
-        x = torch.cat([x, _places(x)], dim=1)  # (B, D + 2, 2 H, 2 W)
-        features: Tensor = self.residual(self.down(x))  # (B, D, H, W)
+        x = torch.cat([x, _places(x)], dim=1)  # (B, D + 2, H, W)
+        features: Tensor = self.residual(self.placed(x))  # (B, D, H, W)
         return features
 
 

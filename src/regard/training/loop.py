@@ -273,15 +273,13 @@ def _asked_to_stop() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _save(
-    file: Path, learner: Learner, optimizer: torch.optim.Optimizer, progress: Progress
-) -> None:
+def write_state(state: Any, file: Path) -> None:
+    """Save tensors and plain values, whole or not at all.
+
+    Raises:
+        TrainingError: there is no room.
+    """
     beside = file.with_name(file.name + ".new")
-    state = {
-        "learner": _trained(learner),
-        "optimizer": optimizer.state_dict(),
-        "progress": vars(progress),
-    }
     try:
         with beside.open("wb") as stream:
             torch.save(state, stream)
@@ -295,18 +293,38 @@ def _save(
         ) from error
 
 
-def _restore(
-    file: Path, learner: Learner, optimizer: torch.optim.Optimizer, device: torch.device
-) -> Progress:
-    if not file.exists():
-        return Progress()
+def read_state(file: Path, device: torch.device) -> Any:
+    """What :func:`write_state` saved.
+
+    Raises:
+        TrainingError: the file is damaged.
+    """
     try:
-        state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+        return torch.load(file, map_location=device, weights_only=True)
     except Exception as error:  # torch.load raises many kinds for a damaged file
         raise TrainingError(
             f"The saved state {file} cannot be read ({type(error).__name__}: {error}). Delete it "
             "to begin the run again with --resume, or take another --out."
         ) from error
+
+
+def _save(
+    file: Path, learner: Learner, optimizer: torch.optim.Optimizer, progress: Progress
+) -> None:
+    state = {
+        "learner": _trained(learner),
+        "optimizer": optimizer.state_dict(),
+        "progress": vars(progress),
+    }
+    write_state(state, file)
+
+
+def _restore(
+    file: Path, learner: Learner, optimizer: torch.optim.Optimizer, device: torch.device
+) -> Progress:
+    if not file.exists():
+        return Progress()
+    state: dict[str, Any] = read_state(file, device)
     missing, unexpected = learner.load_state_dict(state["learner"], strict=False)
     absent = [name for name in missing if name in _trained(learner)]
     if absent or unexpected:

@@ -6,6 +6,7 @@ A run is a folder:
 ``settings.json``  every setting, the data set and what it held
 ``machine.json``   the machine and the versions it was last trained with
 ``log/``           ``steps.csv``, ``epochs.csv``, TensorBoard's events
+``encoder.pt``     the encoder that learnt words before the first epoch
 ``model/``         the model folder of the best epoch
 ``resume.pt``      the state from which ``--resume`` goes on
 =================  =======================================================================
@@ -48,8 +49,9 @@ from regard.text.tokenise import tokenise
 from regard.text.vectors import read_vectors
 from regard.text.vocabulary import Lexicon
 from regard.training.learner import Learner
-from regard.training.loop import Progress, Watch, run_loop
+from regard.training.loop import Progress, Watch, read_state, run_loop, write_state
 from regard.training.validate import validate
+from regard.training.words import learn_words
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -139,12 +141,17 @@ def train(
     )
     if vectors is not None:
         start_from_vectors(decoder, vocabulary, vectors)
-    sources = _sources(encoder, photos, judged, fabric, cache, listener)
     if fabric.is_global_zero:
         if not (out / "settings.json").exists():
             write_json(out / "settings.json", described)
         _note_machine(out, fabric)
     fabric.barrier()
+    captions = _encoded(tokens, vocabulary, config.text.max_length)
+    if config.train.word_epochs and not encoder.frozen:
+        _learn_words(
+            out / "encoder.pt", encoder, photos, captions, vocabulary, config, fabric, listener
+        )
+    sources = _sources(encoder, photos, judged, fabric, cache, listener)
     learner = Learner(
         encoder=None if encoder.frozen else encoder,
         decoder=decoder,
@@ -152,7 +159,7 @@ def train(
         label_smoothing=config.train.label_smoothing,
     )
     plan = Plan(
-        _encoded(tokens, vocabulary, config.text.max_length),
+        captions,
         grouping=config.train.grouping,
         batch_size=config.train.batch_size,
         captions_per_photo=config.train.captions_per_photo,
@@ -248,6 +255,44 @@ def _encoded(tokens: Sequence[Sequence[Sequence[str]]], vocabulary: Lexicon, mos
         start=vocabulary.start,
         end=vocabulary.end,
     )
+
+
+def _learn_words(
+    file: Path,
+    encoder: Encoder,
+    photos: Sequence[Photo],
+    captions: Captions,
+    vocabulary: Lexicon,
+    config: Config,
+    fabric: Fabric,
+    listener: Listener,
+) -> None:
+    """Teach the encoder words in the first process, once, and freeze it in all of them."""
+    if fabric.is_global_zero and not file.exists():
+        words = torch.ones(len(vocabulary), dtype=torch.bool)
+        words[[vocabulary.pad, vocabulary.start, vocabulary.end]] = False
+        epochs = config.train.word_epochs
+        learn_words(
+            encoder.to(fabric.device),
+            PreparedPhotos(encoder.preparation, [p.path for p in photos]),
+            Plan(
+                captions,
+                grouping="photo",
+                batch_size=config.train.batch_size,
+                captions_per_photo=max(map(len, captions.by_photo)),
+                seed=config.seed,
+            ),
+            config.train,
+            words=words,
+            fabric=fabric,
+            on_epoch=lambda done, loss: listener.message(
+                f"Words: epoch {done} of {epochs}, loss {loss:.2f} a photo."
+            ),
+        )
+        write_state(encoder.backbone.state_dict(), file)
+    fabric.barrier()
+    encoder.backbone.load_state_dict(read_state(file, fabric.device))
+    encoder.freeze()
 
 
 def _sources(
