@@ -78,7 +78,7 @@ def _resnet(depth: int, tensors: Mapping[str, Tensor]) -> ResNet:
     names = backbone.state_dict().keys()
     counters = {n: torch.tensor(0) for n in names if n.endswith("num_batches_tracked")}
     # Copies, because tensors from a file may be the file itself, which can change. Not to_empty,
-    # then load: for tensors without storage that imports a second's worth of torch.
+    # then load: for tensors without storage that imports sympy, and much of torch.
     copies = {name: tensor.clone() for name, tensor in tensors.items()}
     backbone.load_state_dict(copies | counters, assign=True)
     return backbone
