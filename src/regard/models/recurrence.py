@@ -109,12 +109,14 @@ class _Recurrence(torch.autograd.Function):
         def block(*shape: int, dtype: torch.dtype = narrow) -> Tensor:
             return torch.empty(*shape, dtype=dtype, device=keys.device)
 
+        ctx.dtypes = words.dtype, h.dtype, c.dtype, None if gate_bias is None else gate_bias.dtype
         keys, regions = keys.contiguous(), regions.contiguous()
         words = words.to(narrow).contiguous().view(steps, rows, four_n)
         past_t = past.to(narrow).t()
         context_t = None if context is None else context.to(narrow).t()
         v = score.to(wide)
         pasts = block(steps, rows, len(past))  # W_h h, W_q h, W_b h
+        queries = pasts.view(steps, photos, each, -1)[..., four_n : four_n + a]
         states = block(steps + 1, rows, n)
         cells = block(steps + 1, rows, n, dtype=wide)
         gates = block(steps, rows, four_n, dtype=wide)
@@ -126,16 +128,16 @@ class _Recurrence(torch.autograd.Function):
 
         for t in range(steps):
             torch.mm(states[t], past_t, out=pasts[t])
-            look(keys, pasts[t, :, four_n : four_n + a], v, out=attention[t])
-            alpha = attention[t].view(photos, each, spots).to(narrow)
-            torch.bmm(alpha, regions, out=contexts[t].view(photos, each, -1))
+            alpha = look(keys, queries[t], v)  # (B, K, L)
+            attention[t] = alpha.view(rows, spots)
+            torch.bmm(alpha.to(narrow), regions, out=contexts[t].view(photos, each, -1))
             seen = contexts[t]
             if opened is not None and gate_bias is not None:
                 opened[t] = torch.sigmoid(pasts[t, :, four_n + a :].to(wide) + gate_bias)
                 seen = seen * opened[t]
             if context_t is not None:
                 seen = seen @ context_t
-            _cell(
+            cell(
                 pasts[t], seen, words[t], cells[t], gates=gates[t], after=cells[t + 1],
                 h=states[t + 1],
             )  # fmt: skip
@@ -145,7 +147,6 @@ class _Recurrence(torch.autograd.Function):
             opened,
         )  # fmt: skip
         ctx.set_materialize_grads(False)
-        ctx.dtypes = words.dtype, h.dtype, c.dtype, None if gate_bias is None else gate_bias.dtype
         shape = (steps, photos, each, -1)
         return states[1:].view(shape), attention.view(shape)
 
@@ -161,9 +162,9 @@ class _Recurrence(torch.autograd.Function):
         narrow, wide = keys.dtype, cells.dtype
         if d_hidden is None:
             d_hidden = torch.zeros_like(states[1:])
-        d_hidden = d_hidden.to(narrow).reshape(steps, rows, n)
+        d_hidden = d_hidden.to(narrow).reshape(steps, rows, n).contiguous()
         if d_attention is not None:
-            d_attention = d_attention.to(wide).reshape(steps, rows, spots)
+            d_attention = d_attention.to(wide).reshape(steps, rows, spots).contiguous()
 
         past_n = past.to(narrow)
         context_n = None if context is None else context.to(narrow)
@@ -178,7 +179,7 @@ class _Recurrence(torch.autograd.Function):
 
         for t in reversed(range(steps)):
             d_g = d_pasts[t, :, :four_n]
-            _cell_back(gates[t], cells[t], cells[t + 1], d_h, d_hidden[t], d_c, d_gates=d_g)
+            cell_back(gates[t], cells[t], cells[t + 1], d_h, d_hidden[t], d_c, d_gates=d_g)
             d_seen = d_g if context_n is None else d_g @ context_n
             if opened is not None:
                 beta = opened[t]
@@ -223,16 +224,19 @@ class _Recurrence(torch.autograd.Function):
 # --- one step's formulas: in torch, and the same compiled ------------------------------------
 
 
-def look(keys: Tensor, queries: Tensor, score: Tensor, *, out: Tensor) -> None:
-    """``alpha``, ``(BK, L)``, of keys ``(B, L, A)``, queries ``(BK, A)`` and ``v``."""
+def look(keys: Tensor, queries: Tensor, score: Tensor) -> Tensor:
+    """``alpha``, ``(B, K, L)``, of keys ``(B, L, A)``, queries ``(B, K, A)`` and ``v``."""
     photos, spots, a = keys.shape
-    each = len(queries) // photos
+    each = queries.shape[1]
+    wide = torch.promote_types(keys.dtype, torch.float32)
+    score = score.to(wide)
     if compiled := native("look", keys):
-        compiled(keys, queries, queries.stride(0), score, out, photos, each, spots, a)
-        return
-    s = _squashed(keys, queries.view(photos, each, a))
-    scores = (s.view(-1, a) @ (2 * score).to(s.dtype)).view(out.shape)
-    torch.softmax(scores.to(out.dtype), dim=-1, out=out)
+        alpha = torch.empty(photos, each, spots, dtype=wide)
+        keys, rows = keys.contiguous(), queries.to(keys.dtype).flatten(0, 1)
+        compiled(keys, rows, rows.stride(0), score.contiguous(), alpha, photos, each, spots, a)
+        return alpha
+    s = _squashed(keys, queries)
+    return (s @ (2 * score).to(s.dtype)).to(wide).softmax(dim=-1)
 
 
 def look_back(
@@ -269,7 +273,7 @@ def _squashed(keys: Tensor, queries: Tensor) -> Tensor:
     return torch.add(2 * keys.unsqueeze(1), queries.unsqueeze(2), alpha=2).sigmoid_()
 
 
-def _cell(
+def cell(
     past: Tensor, seen: Tensor, words: Tensor, before: Tensor, *, gates: Tensor, after: Tensor,
     h: Tensor,
 ) -> None:  # fmt: skip
@@ -286,7 +290,7 @@ def _cell(
     h.copy_(o * after.tanh())
 
 
-def _cell_back(
+def cell_back(
     gates: Tensor, before: Tensor, after: Tensor, d_h: Tensor, d_output: Tensor, d_c: Tensor, *,
     d_gates: Tensor,
 ) -> None:  # fmt: skip

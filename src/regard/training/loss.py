@@ -74,6 +74,7 @@ class _Surprise(torch.autograd.Function):
             compiled(
                 scores, targets, normaliser, float(d_total), float(smoothing), words, vocabulary
             )
+            torch.autograd.graph.increment_version(scores)  # autograd must know, as of torch's own
             return scores, None, None
         for rows in _chunks(scores):
             p = (scores[rows].to(normaliser.dtype) - normaliser[rows, None]).exp_()

@@ -1,0 +1,207 @@
+"""How long one optimiser step takes, beside the report's equations taken literally.
+
+    python benchmarks/train_step.py [--runs N] [--device cpu|cuda] [--json OUT]
+    python benchmarks/train_step.py --epoch DATA --encoder E [--json OUT]
+
+The sizes are the report's: B 32, L 49, D 2048, A 512, N 512, E 300, T 14, V 7,400 and 20,000.
+``literal`` is the oracle of the tests in float32, one caption a photo; ``single`` is regard's
+training step with one caption a photo, ``grouped`` with five, both in the precision that
+``train.precision=auto`` takes here. A step is what training does with a batch: scores, loss,
+gradients, their norm, Adam. The arithmetic is counted by ``torch.utils.flop_counter``: 2 m n k for
+each product of an (m, k) and a (k, n) matrix, nothing for the rest. The peak is that of one product
+of square matrices of side 2,048 in the same precision.
+
+``--epoch`` trains one epoch as ``regard train`` does, from the feature cache, grouped by photo and
+in buckets of similar length, and reads its time from the run's log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from measuring import medians, peak_memory, report, table, take_turns
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import oracle
+from regard.machine import keep_freed_memory
+from regard.models.devices import fast_precision, find_device
+from regard.models.lstm import LstmDecoder
+from regard.training.learner import Learner
+from regard.training.loop import clip_gradients
+
+B, L, D, A, N, E, T, K = 32, 49, 2048, 512, 512, 300, 14, 5
+VOCABULARIES = (7_400, 20_000)
+WANTED = {"single": 8, "grouped": 16}
+"""Times faster than the literal step that a caption is to be."""
+
+Step = Callable[[], float]
+
+
+def main() -> None:
+    """Measure one or the other."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--runs", type=int, default=7, help="measured steps of each")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--epoch", metavar="DATA", help="train one epoch of these data instead")
+    parser.add_argument("--encoder", metavar="E", help="the encoder of that epoch")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures there too")
+    arguments = parser.parse_args()
+    if arguments.epoch:
+        _epoch(arguments)
+    else:
+        _steps(arguments)
+
+
+# --- one step ---------------------------------------------------------------------------------
+
+
+def _steps(arguments: argparse.Namespace) -> None:
+    keep_freed_memory()
+    device = find_device(arguments.device)
+    figures: dict[str, Any] = {"precision": fast_precision(device), "runs": arguments.runs}
+    rows = []
+    for vocabulary in VOCABULARIES:
+        found = _measured(vocabulary, device, arguments.runs)
+        if vocabulary == VOCABULARIES[0]:
+            figures |= found
+        else:
+            figures[str(vocabulary)] = found
+        rows += [
+            [
+                f"{way}, V {vocabulary:,}",
+                f"{found[way] * 1e3:.2f}",
+                f"{found['literal'] / found[way]:.1f}",
+                f"{found['flop'][way] / 1e9:.2f}",
+                f"{found['flop'][way] / found[way] / 1e9:,.0f}",
+                f"{found['peak'][way] / 1e9:,.0f}",
+            ]
+            for way in ("literal", "single", "grouped")
+        ]
+    head = ["a caption", "ms", "times faster", "GFLOP", "GFLOP/s", "peak GFLOP/s"]
+    text = (
+        f"One optimiser step at B {B}, L {L}, D {D}, A {A}, N {N}, E {E}, T {T}: the literal "
+        f"equations in float32, one caption a photo and {K} captions a photo in "
+        f"{figures['precision']}. Medians of {arguments.runs} steps in turn.\n\n{table(head, rows)}"
+    )
+    report("train_step", text, figures, json=arguments.json)
+
+
+def _measured(vocabulary: int, device: torch.device, runs: int) -> dict[str, Any]:
+    """Seconds, FLOP and peak FLOP/s, the first two a caption."""
+    precision = fast_precision(device)
+    steps = {
+        "literal": _literal_step(vocabulary, device),
+        "single": _our_step(vocabulary, 1, device, precision),
+        "grouped": _our_step(vocabulary, K, device, precision),
+    }
+    captions = {"literal": B, "single": B, "grouped": B * K}
+    flop = {}
+    for way, step in steps.items():
+        with FlopCounterMode(display=False) as counter:
+            step()
+        flop[way] = counter.get_total_flops() / captions[way]
+    products = {p: _product(p, device) for p in ("float32", "bf16")}
+    seconds = medians(take_turns({**steps, **products}, runs=runs))
+    peak = {p: 2 * 2048**3 / seconds[p] for p in products}
+    each = {way: seconds[way] / captions[way] for way in steps}
+    return {
+        **each,
+        "ratio_single": each["literal"] / each["single"],
+        "ratio_grouped": each["literal"] / each["grouped"],
+        "flop": flop,
+        "peak": {"literal": peak["float32"], "single": peak[precision], "grouped": peak[precision]},
+    }
+
+
+def _decoder(vocabulary: int) -> LstmDecoder:
+    torch.manual_seed(0)
+    return LstmDecoder(
+        vocabulary_size=vocabulary, feature_width=D, embedding_width=E, hidden_width=N,
+        attention_width=A,
+    )  # fmt: skip
+
+
+def _literal_step(vocabulary: int, device: torch.device) -> Step:
+    captioner = oracle.LiteralCaptioner(_decoder(vocabulary)).to(device)
+    features = torch.rand(B, D, 7, 7, device=device)
+    captions = torch.randint(4, vocabulary, (B, T + 1), device=device)
+    optimizer = torch.optim.Adam(captioner.parameters(), 1e-3, fused=True)
+
+    def step() -> float:
+        scores, _ = captioner(features, captions[:, :-1])
+        loss = F.cross_entropy(scores.flatten(0, 1), captions[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(captioner.parameters(), 5.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def _our_step(vocabulary: int, each: int, device: torch.device, precision: str) -> Step:
+    decoder = _decoder(vocabulary)
+    learner = Learner(encoder=None, decoder=decoder, pad=0, label_smoothing=0.0).to(device)
+    photos = torch.rand(B, L, D, device=device).half()  # as the cache has them
+    captions = torch.randint(4, vocabulary, (B, each, T + 1), device=device)
+    optimizer = torch.optim.Adam(learner.parameters(), 1e-3, fused=True)
+
+    def step() -> float:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            total, nll = learner(photos, captions)
+        (total / (B * each * T)).backward()
+        loss = nll.item()
+        clip_gradients(learner, 5.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+    return step
+
+
+def _product(precision: str, device: torch.device) -> Step:
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = torch.rand(2, 2048, 2048, device=device).to(dtype)
+    return lambda: (a @ b)[0, 0].item()
+
+
+# --- one epoch --------------------------------------------------------------------------------
+
+
+def _epoch(arguments: argparse.Namespace) -> None:
+    from regard.config import make_config
+    from regard.data.dataset import read_dataset
+    from regard.training.log import read_log
+    from regard.training.run import Machine, train
+
+    settings = ("train.epochs=1", "train.grouping=photo", "train.bucket=true")
+    config = make_config(
+        settings=[*settings, "validation.max_photos=32"],
+        overrides={"encoder.id": arguments.encoder} if arguments.encoder else {},
+    )
+    dataset = read_dataset(Path(arguments.epoch))
+    captions = sum(len(photo.captions) for photo in dataset.split("train"))
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder, "run")
+        train(dataset, config, run, machine=Machine(device=arguments.device))
+        seconds = read_log(run / "log" / "epochs.csv")[0]["seconds"]
+    words = "the report's sizes, grouped by photo, in buckets, from the feature cache"
+    text = (
+        f"One epoch of {captions:,} captions ({words}): {seconds:.1f} s, "
+        f"{captions / seconds:,.0f} captions/s; at most {peak_memory() / 2**30:.1f} GiB."
+    )
+    figures = {"seconds": seconds, "captions": captions, "peak_memory": peak_memory()}
+    report("train_step_epoch", text, figures, json=arguments.json)
+
+
+if __name__ == "__main__":
+    main()
