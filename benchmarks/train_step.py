@@ -1,7 +1,6 @@
 """How long one optimiser step takes, beside the report's equations taken literally.
 
     python benchmarks/train_step.py [--runs N] [--device cpu|cuda] [--json OUT]
-    python benchmarks/train_step.py --epoch DATA --encoder E [--json OUT]
 
 The sizes are the report's: B 32, L 49, D 2048, A 512, N 512, E 300, T 14, V 7,400 and 20,000.
 ``literal`` is the oracle of the tests in float32, one caption a photo; ``single`` is regard's
@@ -10,23 +9,19 @@ training step with one caption a photo, ``grouped`` with five, both in the preci
 gradients, their norm, Adam. The arithmetic is counted by ``torch.utils.flop_counter``: 2 m n k for
 each product of an (m, k) and a (k, n) matrix, nothing for the rest. The peak is that of one product
 of square matrices of side 2,048 in the same precision.
-
-``--epoch`` trains one epoch as ``regard train`` does, from the feature cache, grouped by photo and
-in buckets of similar length, and reads its time from the run's log.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measuring import medians, peak_memory, report, table, take_turns
+from measuring import medians, report, table, take_turns
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -47,24 +42,12 @@ Step = Callable[[], float]
 
 
 def main() -> None:
-    """Measure one or the other."""
+    """Measure, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--runs", type=int, default=7, help="measured steps of each")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--epoch", metavar="DATA", help="train one epoch of these data instead")
-    parser.add_argument("--encoder", metavar="E", help="the encoder of that epoch")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures there too")
     arguments = parser.parse_args()
-    if arguments.epoch:
-        _epoch(arguments)
-    else:
-        _steps(arguments)
-
-
-# --- one step ---------------------------------------------------------------------------------
-
-
-def _steps(arguments: argparse.Namespace) -> None:
     keep_freed_memory()
     device = find_device(arguments.device)
     figures: dict[str, Any] = {"precision": fast_precision(device), "runs": arguments.runs}
@@ -90,7 +73,8 @@ def _steps(arguments: argparse.Namespace) -> None:
     text = (
         f"One optimiser step at B {B}, L {L}, D {D}, A {A}, N {N}, E {E}, T {T}: the literal "
         f"equations in float32, one caption a photo and {K} captions a photo in "
-        f"{figures['precision']}. Medians of {arguments.runs} steps in turn.\n\n{table(head, rows)}"
+        f"{figures['precision']}; wanted: at least {WANTED['single']} and {WANTED['grouped']} times "
+        f"faster. Medians of {arguments.runs} steps in turn.\n\n{table(head, rows)}"
     )
     report("train_step", text, figures, json=arguments.json)
 
@@ -172,35 +156,6 @@ def _product(precision: str, device: torch.device) -> Step:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = torch.rand(2, 2048, 2048, device=device).to(dtype)
     return lambda: (a @ b)[0, 0].item()
-
-
-# --- one epoch --------------------------------------------------------------------------------
-
-
-def _epoch(arguments: argparse.Namespace) -> None:
-    from regard.config import make_config
-    from regard.data.dataset import read_dataset
-    from regard.training.log import read_log
-    from regard.training.run import Machine, train
-
-    settings = ("train.epochs=1", "train.grouping=photo", "train.bucket=true")
-    config = make_config(
-        settings=[*settings, "validation.max_photos=32"],
-        overrides={"encoder.id": arguments.encoder} if arguments.encoder else {},
-    )
-    dataset = read_dataset(Path(arguments.epoch))
-    captions = sum(len(photo.captions) for photo in dataset.split("train"))
-    with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder, "run")
-        train(dataset, config, run, machine=Machine(device=arguments.device))
-        seconds = read_log(run / "log" / "epochs.csv")[0]["seconds"]
-    words = "the report's sizes, grouped by photo, in buckets, from the feature cache"
-    text = (
-        f"One epoch of {captions:,} captions ({words}): {seconds:.1f} s, "
-        f"{captions / seconds:,.0f} captions/s; at most {peak_memory() / 2**30:.1f} GiB."
-    )
-    figures = {"seconds": seconds, "captions": captions, "peak_memory": peak_memory()}
-    report("train_step_epoch", text, figures, json=arguments.json)
 
 
 if __name__ == "__main__":
