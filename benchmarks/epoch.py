@@ -12,6 +12,7 @@ DATA is Flickr8k where ``REGARD_SHARED`` or ``../shared`` has it. The features a
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
@@ -46,7 +47,9 @@ def main() -> None:
     captions = sum(len(photo.captions) for photo in dataset.split("train"))
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run")
-        train(dataset, config, run, machine=Machine(device=arguments.device))
+        outcome = train(dataset, config, run, machine=Machine(device=arguments.device))
+        if not outcome.progress.finished:
+            sys.exit("The epoch was stopped before its end: there is nothing to report.")
         seconds = read_log(run / "log" / "epochs.csv")[0]["seconds"]
     text = (
         f"One epoch of {dataset.name}, {captions:,} captions: {seconds:.1f} s, "

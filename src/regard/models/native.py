@@ -9,6 +9,7 @@ slower, and equal to rounding.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -47,13 +48,13 @@ def native(name: str, like: Tensor) -> Callable[..., None] | None:
     function = getattr(library, name)
     function.restype = None
 
-    def call(*arguments: Tensor | float | None) -> None:
+    def call(*arguments: Tensor | int | float | None) -> None:
         function(*map(_plain, arguments), ctypes.c_int(torch.get_num_threads()))
 
     return call
 
 
-def _plain(value: Tensor | float | None) -> object:
+def _plain(value: Tensor | int | float | None) -> object:
     if isinstance(value, int):
         return ctypes.c_int64(value)
     if isinstance(value, float):
@@ -95,7 +96,8 @@ def _keep(made: Path, kept: Path) -> None:
         shutil.copyfile(made, beside)
         beside.replace(kept)
     except OSError:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 def _processor() -> str:

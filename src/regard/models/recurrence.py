@@ -209,7 +209,7 @@ class _Recurrence(torch.autograd.Function):
             d_gate_bias = d_pasts[..., four_n + a :].sum((0, 1), dtype=wide).to(ctx.dtypes[3])
         words_dtype, h_dtype, c_dtype, _ = ctx.dtypes
         return (
-            d_gates.to(words_dtype).unflatten(1, (photos, each)),
+            d_gates.view(steps, photos, each, four_n).to(words_dtype),
             (d_keys * v).to(narrow),
             d_regions,
             d_h.view(photos, each, n).to(h_dtype),
@@ -285,7 +285,7 @@ def cell(
     torch.add(past[:, : 4 * n].to(gates.dtype) + seen, words, out=gates)
     gates[:, : 3 * n].sigmoid_()
     gates[:, 3 * n :].tanh_()
-    i, f, o, new = gates.split(n, dim=-1)
+    i, f, o, new = gates.chunk(4, dim=-1)
     torch.add(f * before, i * new, out=after)
     h.copy_(o * after.tanh())
 
@@ -301,7 +301,7 @@ def cell_back(
             gates, before, after, d_h, d_output, d_c, d_gates, d_gates.stride(0), rows, n
         )  # fmt: skip
         return
-    i, f, o, new = gates.split(n, dim=-1)
+    i, f, o, new = gates.chunk(4, dim=-1)
     d = d_h.to(d_c.dtype) + d_output
     squashed = after.tanh()
     d_c.addcmul_(d * o, 1 - squashed * squashed)
