@@ -27,6 +27,7 @@ def captioner() -> Captioner:
     config = make_config(
         preset="scenes",
         settings=[
+            "decoder.kind=lstm",
             "decoder.hidden_width=8",
             "decoder.attention_width=8",
             "decoder.embedding_width=6",

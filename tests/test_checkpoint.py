@@ -30,6 +30,7 @@ def settings(encoder: str = "small", *more: str) -> Config:
         preset="scenes",
         overrides={"encoder.id": encoder},
         settings=[
+            "decoder.kind=lstm",
             "decoder.hidden_width=8",
             "decoder.attention_width=8",
             "decoder.embedding_width=6",

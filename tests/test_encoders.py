@@ -171,8 +171,8 @@ def test_images_too_small_are_refused() -> None:
 
 
 def test_the_small_encoder_sees_112_pixels_unless_asked() -> None:
-    assert load_encoder("small").grid == (7, 7)
-    assert load_encoder("small", image_size=224).grid == (14, 14)
+    assert load_encoder("small").grid == (14, 14)
+    assert load_encoder("small", image_size=224).grid == (28, 28)
 
 
 # --- speed ------------------------------------------------------------------------------------

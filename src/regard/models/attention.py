@@ -19,6 +19,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from regard.models.recurrence import look
+
 
 class AdditiveAttention(nn.Module):
     """Where to look, given what has been said.
@@ -59,7 +61,10 @@ class AdditiveAttention(nn.Module):
             The context ``(B, K, D)`` and the weights ``(B, K, L)``, which are at least 0 and sum
             to 1.
         """
-        query = self.of_hidden(hidden).unsqueeze(2)  # (B, K, 1, A)
-        energy = torch.tanh(keys.unsqueeze(1) + query)  # (B, K, L, A)
-        weights = self.score(energy).squeeze(-1).softmax(dim=-1)  # (B, K, L)
-        return weights @ regions, weights
+        query = self.of_hidden(hidden)  # (B, K, A)
+        if torch.is_grad_enabled():
+            energy = torch.tanh(keys.unsqueeze(1) + query.unsqueeze(2))  # (B, K, L, A)
+            weights = self.score(energy).squeeze(-1).softmax(dim=-1)  # (B, K, L)
+        else:  # without a gradient, nothing of size (B, K, L, A) need be kept
+            weights = look(keys, query, self.score.weight.squeeze(0))
+        return weights.to(regions.dtype) @ regions, weights

@@ -97,23 +97,25 @@ class LstmDecoder(Decoder):
     def read(self, regions: Tensor, captions: Tensor) -> Read:
         """Read known captions; see :meth:`Decoder.read`."""
         regions = _lowered(regions)
-        h, c = self._start(regions)  # (B, N)
-        each = captions.shape[1]
-        words = self.dropout(self.embedding(captions.permute(2, 0, 1)))  # (T, B, K, E)
-        gate = self.gate
+        _, each, steps = captions.shape
+        h, c = (x.unsqueeze(1).expand(-1, each, -1) for x in self._start(regions))  # (B, K, N)
+        words = self.of_word(self.dropout(self.embedding(captions.permute(2, 0, 1))))
+        keys = self.attention.keys(regions)
+        past = [self.of_hidden, self.attention.of_hidden, *([self.gate] if self.gate else [])]
+        context: Tensor | None = self.of_context.weight
+        if self.gate is None and regions.shape[1] < each * steps:
+            regions, context = self.of_context(regions), None  # (B, L, 4N)
         hidden, attention = recur(
-            self.of_word(words),
-            self.attention.keys(regions),
+            words,  # (T, B, K, 4N)
+            keys,
             regions,
-            h.unsqueeze(1).expand(-1, each, -1),
-            c.unsqueeze(1).expand(-1, each, -1),
+            h,
+            c,
             Weights(
-                query=self.attention.of_hidden.weight,
+                past=torch.cat([layer.weight.to(keys.dtype) for layer in past]),
                 score=self.attention.score.weight.squeeze(0),
-                hidden=self.of_hidden.weight,
-                context=self.of_context.weight,
-                gate=None if gate is None else gate.weight,
-                gate_bias=None if gate is None else gate.bias,
+                context=context,
+                gate_bias=None if self.gate is None else self.gate.bias,
             ),
         )
         return Read(hidden.permute(1, 2, 0, 3), attention.permute(1, 2, 0, 3))

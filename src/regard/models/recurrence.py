@@ -14,25 +14,30 @@ One step, for the K captions of each of B photos (letters as in :mod:`regard.mod
 
 Autograd would keep every intermediate of every step, above all the ``(B, K, L, A)`` block inside
 the tanh, and would add T small products into each weight gradient. Here the loop keeps only what
-is narrow, and three facts make the way back short. Write ``d_u`` for the gradient of the loss by
-``u``.
+is narrow. Write ``d_u`` for the gradient of the loss by ``u``.
 
-1. Everything the weights saw is kept as one block over all T steps, so each weight gradient is one
-   product after the loop: ``d_W_h = sum_t d_g_t h_(t-1)^T`` and likewise for ``W_z``, ``W_q`` and
-   ``W_b``.
-2. ``q`` of all steps is one product of the kept states, so the tanh is computed again instead of
-   kept. With ``r_i = tanh(k_i + q)``, the softmax gives ``d_e_i = alpha_i (d_alpha_i - sum_j
-   alpha_j d_alpha_j)``, and then::
+1. W_h, W_q and W_b see the same ``h_(t-1)``: they are one matrix, so a step has one product with
+   the past, and its way back one: ``d_h_(t-1) = W^T (d_g, d_q, d_b)``.
+2. What the weights saw, and the gradients of what they made, are kept as one block over all T
+   steps. So each weight gradient is one product after the loop: ``d_W = sum_t (d_g, d_q, d_b)_t
+   h_(t-1)^T``, likewise ``d_W_z``, and ``d_a_i = sum_t alpha_ti d_y_t``.
+3. Without a gate ``W_z z_t = sum_i alpha_ti (W_z a_i)``. Applied to the L regions of a photo
+   beforehand, W_z meets L vectors instead of K T: the caller does so where that is fewer.
+4. The tanh is computed again instead of kept. With ``r_i = tanh(k_i + q)``, the softmax gives
+   ``d_e_i = alpha_i (d_alpha_i - sum_j alpha_j d_alpha_j)``, and then::
 
        d_k_i = v * d_e_i * (1 - r_i^2)          summed over steps and the K captions of the photo
        d_q   = sum_i v * d_e_i * (1 - r_i^2)
        d_v   = sum_i d_e_i r_i
 
-3. ``sum_i d_e_i = 0``, because the weights of a softmax always sum to 1. So ``d_q = -v * sum_i
-   d_e_i r_i^2``: a small batched product.
+   Compiled (:mod:`regard.models.native`), these sums are formed while r is in a register.
+5. In torch, with ``s = sigmoid(2 (k_i + q))``: ``r = 2 s - 1``, and ``1 - r^2 = 4 (s - s^2)``.
+   Torch's sigmoid is several times as fast as its tanh in bfloat16, and what is left over,
+   a number that is the same for all regions, drops out of the softmax on the way and out of
+   ``d_v`` on the way back, because ``sum_i d_e_i = 0``.
 
-The states c, the softmax and all sums are float32 or wider; the products and the ``(B, K, L, A)``
-block use the precision of the keys (bfloat16 where the processor is fast at it).
+The state c, the softmax and all sums are float32 or wider; the products and what they read use the
+precision of the keys (bfloat16 where the processor is fast at it).
 """
 
 from __future__ import annotations
@@ -42,22 +47,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from regard.models.native import native
+
 
 class Weights(NamedTuple):
-    """The weights of the loop; ``gate`` and ``gate_bias`` are absent together."""
+    """The weights of the loop."""
 
-    query: Tensor
-    """W_q, ``(A, N)``."""
+    past: Tensor
+    """W_h, W_q and, with a gate, W_b, one above the other: ``(4N + A [+ D], N)``. The rows of W_h
+    are the gates in the order input, forget, output, candidate."""
     score: Tensor
     """v, ``(A,)``."""
-    hidden: Tensor
-    """W_h, ``(4N, N)``, gates in the order input, forget, output, candidate."""
-    context: Tensor
-    """W_z, ``(4N, D)``."""
-    gate: Tensor | None
-    """W_b, ``(D, N)``."""
+    context: Tensor | None
+    """W_z, ``(4N, D)``; none if it has been applied to the regions."""
     gate_bias: Tensor | None
-    """b_b, ``(D,)``."""
+    """b_b, ``(D,)``; none without a gate."""
 
 
 def recur(
@@ -68,14 +72,15 @@ def recur(
     Args:
         words: ``(T, B, K, 4N)``, the words' part of the gates with their bias.
         keys: ``(B, L, A)``, the regions' part of the scores. Its dtype is that of the products.
-        regions: ``(B, L, D)``, same dtype as ``keys``.
+        regions: ``(B, L, D)``, or ``(B, L, 4N)`` if W_z has been applied to them, which is exact
+            without a gate; same dtype as ``keys``.
         h: ``(B, K, N)``, the hidden state before the first word.
         c: ``(B, K, N)``, the cell state before the first word.
         weights: the weights of the loop.
 
     Returns:
-        The hidden states after each word ``(T, B, K, N)`` and the attention weights
-        ``(T, B, K, L)``, both at least float32.
+        The hidden states after each word ``(T, B, K, N)``, in the precision of the products, and
+        the attention weights ``(T, B, K, L)``, at least float32.
     """
     hidden, attention = _Recurrence.apply(words, keys, regions, h, c, *weights)  # type: ignore[no-untyped-call]
     return hidden, attention
@@ -90,157 +95,218 @@ class _Recurrence(torch.autograd.Function):
         regions: Tensor,
         h: Tensor,
         c: Tensor,
-        query: Tensor,
+        past: Tensor,
         score: Tensor,
-        hidden: Tensor,
-        context: Tensor,
-        gate: Tensor | None,
+        context: Tensor | None,
         gate_bias: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        steps, photos, each, _ = words.shape
-        spots, width = regions.shape[1:]
+        steps, photos, each, four_n = words.shape
+        spots, a = keys.shape[1:]
         narrow = keys.dtype
         wide = torch.promote_types(narrow, torch.float32)
-        rows = photos * each
-        n = h.shape[-1]
+        rows, n = photos * each, four_n // 4
 
-        query_t, hidden_t, context_t = (w.to(narrow).t() for w in (query, hidden, context))
-        gate_t = None if gate is None else gate.to(narrow).t()
-        score_column = score.to(narrow).unsqueeze(1)  # (A, 1)
-        states = torch.empty(steps + 1, rows, n, dtype=narrow, device=keys.device)
-        cells = torch.empty(steps + 1, rows, n, dtype=wide, device=keys.device)
-        gates = torch.empty(steps, rows, 4 * n, dtype=wide, device=keys.device)
-        contexts = torch.empty(steps, rows, width, dtype=narrow, device=keys.device)
-        opened = torch.empty_like(contexts) if gate_t is not None else None
-        outputs = torch.empty(steps, rows, n, dtype=wide, device=keys.device)
-        attention = torch.empty(steps, rows, spots, dtype=wide, device=keys.device)
-        block = keys.new_empty(photos, each, spots, keys.shape[-1])
+        def block(*shape: int, dtype: torch.dtype = narrow) -> Tensor:
+            return torch.empty(*shape, dtype=dtype, device=keys.device)
+
+        ctx.dtypes = words.dtype, h.dtype, c.dtype, None if gate_bias is None else gate_bias.dtype
+        keys, regions = keys.contiguous(), regions.contiguous()
+        words = words.to(narrow).contiguous().view(steps, rows, four_n)
+        past_t = past.to(narrow).t()
+        context_t = None if context is None else context.to(narrow).t()
+        v = score.to(wide)
+        pasts = block(steps, rows, len(past))  # W_h h, W_q h, W_b h
+        queries = pasts.view(steps, photos, each, -1)[..., four_n : four_n + a]
+        states = block(steps + 1, rows, n)
+        cells = block(steps + 1, rows, n, dtype=wide)
+        gates = block(steps, rows, four_n, dtype=wide)
+        attention = block(steps, rows, spots, dtype=wide)
+        contexts = block(steps, rows, regions.shape[-1])
+        opened = None if gate_bias is None else torch.empty_like(contexts)
         states[0] = h.reshape(rows, n)
         cells[0] = c.reshape(rows, n)
 
         for t in range(steps):
-            state = states[t]
-            _energy(keys, (state @ query_t).view(photos, each, -1), out=block)
-            scores = (block.view(-1, block.shape[-1]) @ score_column).view(rows, spots)
-            alpha = torch.softmax(scores.to(wide), dim=-1)
-            seen = torch.bmm(alpha.view(photos, each, -1).to(narrow), regions).view(rows, width)
-            contexts[t] = seen
-            if opened is not None and gate_t is not None and gate_bias is not None:
-                opened[t] = torch.sigmoid((state @ gate_t).to(wide) + gate_bias).to(narrow)
+            torch.mm(states[t], past_t, out=pasts[t])
+            alpha = look(keys, queries[t], v)  # (B, K, L)
+            attention[t] = alpha.view(rows, spots)
+            torch.bmm(alpha.to(narrow), regions, out=contexts[t].view(photos, each, -1))
+            seen = contexts[t]
+            if opened is not None and gate_bias is not None:
+                opened[t] = torch.sigmoid(pasts[t, :, four_n + a :].to(wide) + gate_bias)
                 seen = seen * opened[t]
-            g = (state @ hidden_t + seen @ context_t).to(wide) + words[t].reshape(rows, -1)
-            g[:, : 3 * n].sigmoid_()
-            g[:, 3 * n :].tanh_()
-            cell = g[:, n : 2 * n] * cells[t] + g[:, :n] * g[:, 3 * n :]
-            gates[t], cells[t + 1], attention[t] = g, cell, alpha
-            torch.mul(g[:, 2 * n : 3 * n], cell.tanh(), out=outputs[t])
-            states[t + 1] = outputs[t]
+            if context_t is not None:
+                seen = seen @ context_t
+            cell(
+                pasts[t], seen, words[t], cells[t], gates=gates[t], after=cells[t + 1],
+                h=states[t + 1],
+            )  # fmt: skip
 
         ctx.save_for_backward(
-            keys, regions, query, score, hidden, context, gate, gate_bias,
-            states, cells, gates, contexts, opened, attention,
+            keys, regions, past, score, context, pasts, states, cells, gates, attention, contexts,
+            opened,
         )  # fmt: skip
-        ctx.words_dtype, ctx.start_dtypes = words.dtype, (h.dtype, c.dtype)
-        return outputs.view(steps, photos, each, n), attention.view(steps, photos, each, -1)
+        ctx.set_materialize_grads(False)
+        shape = (steps, photos, each, -1)
+        return states[1:].view(shape), attention.view(shape)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, d_outputs: Tensor, d_attention: Tensor | None) -> tuple[Any, ...]:
-        (keys, regions, query, score, hidden, context, gate, gate_bias,
-         states, cells, gates, contexts, opened, attention) = ctx.saved_tensors  # fmt: skip
+    def backward(ctx: Any, d_hidden: Tensor | None, d_attention: Tensor | None) -> tuple[Any, ...]:
+        (keys, regions, past, score, context, pasts, states, cells, gates, attention, contexts,
+         opened) = ctx.saved_tensors  # fmt: skip
         steps, rows, four_n = gates.shape
-        n = four_n // 4
+        n, a = four_n // 4, keys.shape[-1]
         photos, spots, width = regions.shape
         each = rows // photos
         narrow, wide = keys.dtype, cells.dtype
-        d_outputs = d_outputs.reshape(steps, rows, n)
+        if d_hidden is None:
+            d_hidden = torch.zeros_like(states[1:])
+        d_hidden = d_hidden.to(narrow).reshape(steps, rows, n).contiguous()
         if d_attention is not None:
-            d_attention = d_attention.reshape(steps, rows, spots)
+            d_attention = d_attention.to(wide).reshape(steps, rows, spots).contiguous()
 
-        query_n, hidden_n, context_n = (w.to(narrow) for w in (query, hidden, context))
-        gate_n = None if gate is None else gate.to(narrow)
+        past_n = past.to(narrow)
+        context_n = None if context is None else context.to(narrow)
         v = score.to(wide)
-        before = states[:-1]  # h_(t-1) for every t: (T, BK, N)
-        queries = (before.reshape(steps * rows, n) @ query_n.t()).view(steps, photos, each, -1)
-        block = keys.new_empty(photos, each, spots, keys.shape[-1])
         regions_t = regions.transpose(1, 2)  # (B, D, L)
-
-        d_gates = torch.empty_like(gates)
-        d_queries = torch.empty(steps, rows, keys.shape[-1], dtype=wide, device=keys.device)
-        d_opened = torch.empty_like(contexts) if opened is not None else None
-        d_keys = torch.zeros(keys.shape, dtype=wide, device=keys.device)
-        d_score = torch.zeros_like(v)
-        d_regions = torch.zeros_like(regions, dtype=wide) if ctx.needs_input_grad[2] else None
-        d_h = torch.zeros(rows, n, dtype=wide, device=keys.device)
-        d_c = torch.zeros_like(d_h)
+        d_pasts = torch.empty_like(pasts)
+        d_contexts = torch.empty_like(contexts)
+        d_keys = torch.zeros_like(keys, dtype=wide)  # without their factor v
+        d_score = v.new_zeros(photos, a)
+        d_h = torch.zeros_like(states[0])
+        d_c = torch.zeros_like(cells[0])
 
         for t in reversed(range(steps)):
-            d_h = d_h + d_outputs[t]
-            i, f, o, new = gates[t].split(n, dim=-1)
-            tanh_c = cells[t + 1].tanh()
-            d_c = d_c + d_h * o * (1 - tanh_c * tanh_c)
-            d_g = d_gates[t]
-            torch.mul(d_c * new, i * (1 - i), out=d_g[:, :n])
-            torch.mul(d_c * cells[t], f * (1 - f), out=d_g[:, n : 2 * n])
-            torch.mul(d_h * tanh_c, o * (1 - o), out=d_g[:, 2 * n : 3 * n])
-            torch.mul(d_c * i, 1 - new * new, out=d_g[:, 3 * n :])
-            d_c = d_c * f
-
-            d_g_n = d_g.to(narrow)
-            d_h = (d_g_n @ hidden_n).to(wide)
-            d_seen = d_g_n @ context_n  # (BK, D)
-            if opened is not None and d_opened is not None and gate_n is not None:
+            d_g = d_pasts[t, :, :four_n]
+            cell_back(gates[t], cells[t], cells[t + 1], d_h, d_hidden[t], d_c, d_gates=d_g)
+            d_seen = d_g if context_n is None else d_g @ context_n
+            if opened is not None:
                 beta = opened[t]
-                d_opened[t] = d_seen * contexts[t] * beta * (1 - beta)
-                d_h += d_opened[t] @ gate_n
+                d_pasts[t, :, four_n + a :] = d_seen * contexts[t] * beta * (1 - beta)
                 d_seen = d_seen * beta
-            d_seen = d_seen.view(photos, each, width)
+            d_contexts[t] = d_seen
+            d_alpha = torch.bmm(d_contexts[t].view(photos, each, width), regions_t)
+            look_back(
+                keys, pasts[t, :, four_n : four_n + a], v, attention[t], d_alpha,
+                None if d_attention is None else d_attention[t],
+                d_queries=d_pasts[t, :, four_n : four_n + a], d_keys=d_keys, d_score=d_score,
+            )  # fmt: skip
+            d_h = d_pasts[t] @ past_n
 
-            alpha = attention[t]
-            d_alpha = torch.bmm(d_seen, regions_t).view(rows, -1).to(wide)
-            if d_attention is not None:
-                d_alpha = d_alpha + d_attention[t]
-            d_e = alpha * (d_alpha - (alpha * d_alpha).sum(-1, keepdim=True))  # (BK, L)
-            if d_regions is not None:
-                looked = alpha.view(photos, each, -1).transpose(1, 2).to(narrow)  # (B, L, K)
-                d_regions += torch.bmm(looked, d_seen)
-
-            _energy(keys, queries[t], out=block)
-            d_e_n = d_e.to(narrow)
-            d_score += (d_e_n.view(1, -1) @ block.view(-1, block.shape[-1])).view(-1)
-            block.mul_(block)  # r^2
-            d_query = torch.bmm(d_e_n.unsqueeze(1), block.view(rows, spots, -1)).squeeze(1)
-            d_queries[t] = -v * d_query
-            by_region = d_e_n.view(photos, each, spots).permute(0, 2, 1).unsqueeze(2)
-            squared = torch.matmul(by_region, block.permute(0, 2, 1, 3)).squeeze(2)  # (B, L, A)
-            d_keys += by_region.sum(-1).to(wide) - squared
-            d_h += (d_queries[t].to(narrow) @ query_n).to(wide)
-
-        d_keys *= v
-        flat = before.reshape(steps * rows, n)
-        d_gates_n = d_gates.to(narrow).view(steps * rows, four_n)
-        seen = contexts if opened is None else contexts * opened
-        d_gate = d_gate_bias = None
-        if d_opened is not None:
-            d_opened_flat = d_opened.view(steps * rows, width)
-            d_gate = (d_opened_flat.t() @ flat).to(gate.dtype)
-            d_gate_bias = d_opened_flat.sum(0, dtype=wide).to(gate_bias.dtype)
+        d_regions = d_context = d_gate_bias = None
+        if ctx.needs_input_grad[2]:
+            alphas, d_all = (
+                x.view(steps, photos, each, -1).transpose(0, 1).reshape(photos, steps * each, -1)
+                for x in (attention.to(narrow), d_contexts)
+            )
+            d_regions = torch.bmm(alphas.transpose(1, 2), d_all)
+        d_gates = d_pasts[..., :four_n]
+        if context is not None:
+            seen = contexts if opened is None else contexts * opened
+            d_context = (d_gates.flatten(0, 1).t() @ seen.flatten(0, 1)).to(context.dtype)
+        if opened is not None:
+            d_gate_bias = d_pasts[..., four_n + a :].sum((0, 1), dtype=wide).to(ctx.dtypes[3])
+        words_dtype, h_dtype, c_dtype, _ = ctx.dtypes
         return (
-            d_gates.view(steps, photos, each, four_n).to(ctx.words_dtype),
-            d_keys.to(narrow),
-            None if d_regions is None else d_regions.to(narrow),
-            d_h.view(photos, each, n).to(ctx.start_dtypes[0]),
-            d_c.view(photos, each, n).to(ctx.start_dtypes[1]),
-            (d_queries.to(narrow).view(steps * rows, -1).t() @ flat).to(query.dtype),
-            d_score.to(score.dtype),
-            (d_gates_n.t() @ flat).to(hidden.dtype),
-            (d_gates_n.t() @ seen.view(steps * rows, width)).to(context.dtype),
-            d_gate,
+            d_gates.view(steps, photos, each, four_n).to(words_dtype),
+            (d_keys * v).to(narrow),
+            d_regions,
+            d_h.view(photos, each, n).to(h_dtype),
+            d_c.view(photos, each, n).to(c_dtype),
+            (d_pasts.flatten(0, 1).t() @ states[:-1].flatten(0, 1)).to(past.dtype),
+            d_score.sum(0).to(score.dtype),
+            d_context,
             d_gate_bias,
         )
 
 
-def _energy(keys: Tensor, query: Tensor, *, out: Tensor) -> None:
-    """``tanh(k_i + q)`` for keys ``(B, L, A)`` and queries ``(B, K, A)``, into ``(B, K, L, A)``."""
-    torch.add(keys.unsqueeze(1), query.unsqueeze(2), out=out)
-    out.tanh_()
+# --- one step's formulas: in torch, and the same compiled ------------------------------------
+
+
+def look(keys: Tensor, queries: Tensor, score: Tensor) -> Tensor:
+    """``alpha``, ``(B, K, L)``, of keys ``(B, L, A)``, queries ``(B, K, A)`` and ``v``."""
+    photos, spots, a = keys.shape
+    each = queries.shape[1]
+    wide = torch.promote_types(keys.dtype, torch.float32)
+    score = score.to(wide)
+    if compiled := native("look", keys):
+        alpha = torch.empty(photos, each, spots, dtype=wide)
+        keys, rows = keys.contiguous(), queries.to(keys.dtype).flatten(0, 1)
+        compiled(keys, rows, rows.stride(0), score.contiguous(), alpha, photos, each, spots, a)
+        return alpha
+    s = _squashed(keys, queries)
+    return (s @ (2 * score).to(s.dtype)).to(wide).softmax(dim=-1)
+
+
+def look_back(
+    keys: Tensor, queries: Tensor, score: Tensor, alpha: Tensor, d_alpha: Tensor,
+    d_alpha_too: Tensor | None, *, d_queries: Tensor, d_keys: Tensor, d_score: Tensor,
+) -> None:  # fmt: skip
+    """Its way back. ``d_queries`` is set; ``d_keys / v`` and ``d_score`` ``(B, A)`` are added to.
+
+    The gradient by alpha comes in two parts, from the context and from the weights themselves.
+    """
+    photos, spots, a = keys.shape
+    each = len(queries) // photos
+    if compiled := native("look_back", keys):
+        compiled(
+            keys, queries, queries.stride(0), score, alpha, d_alpha, d_alpha_too, d_queries,
+            d_queries.stride(0), d_keys, d_score, photos, each, spots, a,
+        )  # fmt: skip
+        return
+    d_alpha = d_alpha.view(alpha.shape).to(alpha.dtype)
+    if d_alpha_too is not None:
+        d_alpha = d_alpha + d_alpha_too
+    d_e = alpha * (d_alpha - (alpha * d_alpha).sum(-1, keepdim=True))
+    d_e = d_e.to(keys.dtype).view(photos, each, spots)
+    s = _squashed(keys, queries.view(photos, each, a))
+    d_score += 2 * torch.bmm(d_e.view(photos, 1, -1), s.view(photos, -1, a)).squeeze(1)
+    s.addcmul_(s, s, value=-1)  # (1 - r^2) / 4
+    d_queries.copy_(4 * score * torch.matmul(d_e.unsqueeze(2), s).view(-1, a))
+    by_region = d_e.transpose(1, 2).unsqueeze(2)  # (B, L, 1, K)
+    d_keys += 4 * torch.matmul(by_region, s.transpose(1, 2)).squeeze(2)
+
+
+def _squashed(keys: Tensor, queries: Tensor) -> Tensor:
+    """``sigmoid(2 (k_i + q))``, ``(B, K, L, A)``."""
+    return torch.add(2 * keys.unsqueeze(1), queries.unsqueeze(2), alpha=2).sigmoid_()
+
+
+def cell(
+    past: Tensor, seen: Tensor, words: Tensor, before: Tensor, *, gates: Tensor, after: Tensor,
+    h: Tensor,
+) -> None:  # fmt: skip
+    """The gates ``(R, 4N)``, ``c`` and ``h`` after a word, from the three parts of ``g``."""
+    rows, n = before.shape
+    if compiled := native("cell", past):
+        compiled(past, past.stride(0), seen, words, before, gates, after, h, rows, n)
+        return
+    torch.add(past[:, : 4 * n].to(gates.dtype) + seen, words, out=gates)
+    gates[:, : 3 * n].sigmoid_()
+    gates[:, 3 * n :].tanh_()
+    i, f, o, new = gates.chunk(4, dim=-1)
+    torch.add(f * before, i * new, out=after)
+    h.copy_(o * after.tanh())
+
+
+def cell_back(
+    gates: Tensor, before: Tensor, after: Tensor, d_h: Tensor, d_output: Tensor, d_c: Tensor, *,
+    d_gates: Tensor,
+) -> None:  # fmt: skip
+    """Its way back: ``d_gates`` is set, and ``d_c`` goes from after the word to before it."""
+    rows, n = before.shape
+    if compiled := native("cell_back", d_h):
+        compiled(
+            gates, before, after, d_h, d_output, d_c, d_gates, d_gates.stride(0), rows, n
+        )  # fmt: skip
+        return
+    i, f, o, new = gates.chunk(4, dim=-1)
+    d = d_h.to(d_c.dtype) + d_output
+    squashed = after.tanh()
+    d_c.addcmul_(d * o, 1 - squashed * squashed)
+    d_gates[:, :n] = d_c * new * i * (1 - i)
+    d_gates[:, n : 2 * n] = d_c * before * f * (1 - f)
+    d_gates[:, 2 * n : 3 * n] = d * squashed * o * (1 - o)
+    d_gates[:, 3 * n :] = d_c * i * (1 - new * new)
+    d_c *= f

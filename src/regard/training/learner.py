@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regard.data.batches import inputs_and_targets
 from regard.models.decoder import Decoder
 from regard.models.encoders import Encoder
+from regard.training.loss import surprise
 
 
 class Learner(nn.Module):
@@ -54,10 +54,5 @@ class Learner(nn.Module):
         inputs, targets = inputs_and_targets(captions)
         read = self.decoder.read(self.regions(photos), inputs)
         said = targets != self._pad  # (B, K, T)
-        logits = self.decoder.logits(read.hidden[said])  # (M, V)
-        log_p = F.log_softmax(logits.float(), dim=-1)
-        nll = -log_p.gather(-1, targets[said].unsqueeze(-1)).sum()
-        if not self._smoothing:
-            return nll, nll.detach()
-        spread = -log_p.mean(dim=-1).sum()
-        return (1 - self._smoothing) * nll + self._smoothing * spread, nll.detach()
+        scores = self.decoder.logits(read.hidden[said])  # (M, V)
+        return surprise(scores, targets[said], smoothing=self._smoothing)

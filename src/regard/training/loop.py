@@ -163,8 +163,8 @@ def run_loop(
         while not progress.finished:
             learner.train()
             batches = plan.batches(source, epoch=progress.epoch, first=progress.batch)
+            began = time.perf_counter()
             for batch in batches:
-                began = time.perf_counter()
                 factor = rate(
                     config,
                     step=progress.step,
@@ -180,7 +180,7 @@ def run_loop(
                 # words.
                 fabric.backward(total * (fabric.world_size / batch.targets))
                 loss = float(_sum_over_processes(fabric, nll)) / batch.targets
-                norm = _clip(learner, config.clip)
+                norm = clip_gradients(learner, config.clip)
                 if not (math.isfinite(loss) and math.isfinite(norm)):
                     if log is not None:
                         log.close()
@@ -199,7 +199,8 @@ def run_loop(
                             "gradient_norm": norm,
                         }
                     )
-                elapsed = time.perf_counter() - began
+                ended = time.perf_counter()
+                elapsed, began = ended - began, ended  # with the reading of the batch
                 progress.step += 1
                 progress.batch += 1
                 progress.loss_sum += loss * batch.targets
@@ -220,23 +221,22 @@ def run_loop(
     return progress
 
 
+def clip_gradients(learner: Learner, most: float) -> float:
+    """Scale the gradient down to the norm ``most`` (0: never); its norm before that."""
+    trained = [p for p in learner.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+    before = float(norm)
+    if most and before > most:  # else it would be a pass over all gradients that changes nothing
+        torch.nn.utils.clip_grads_with_norm_(trained, most, norm)
+    return before
+
+
 def _mixed(*numbers: int) -> int:
     """One seed of several numbers."""
     mixed = 0
     for number in numbers:
         mixed = (mixed * 6364136223846793005 + number * 2 + 1) % 2**63
     return mixed
-
-
-def _clip(learner: Learner, most: float) -> float:
-    """Scale the gradient down to the norm ``most`` (0: never); its norm before that."""
-    gradients = [p.grad for p in learner.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if most:
-        torch.nn.utils.clip_grads_with_norm_(
-            [p for p in learner.parameters() if p.grad is not None], most, norm
-        )
-    return float(norm)
 
 
 def _sum_over_processes(fabric: Fabric, value: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ from regard.data.features import build_features
 from regard.describe import Decoding
 from regard.errors import ConfigError, MissingExtraError
 from regard.files import write_json
-from regard.machine import describe_machine
+from regard.machine import describe_machine, keep_freed_memory
 from regard.models.decoder import Decoder
 from regard.models.devices import fast_precision, find_device
 from regard.models.encoders import Encoder
@@ -119,6 +119,7 @@ def train(
         DataError, ModelError, PhotoError, CacheError, TrainingError: as their names say.
     """
     machine, listener = machine or Machine(), listener or Listener()
+    keep_freed_memory()
     fabric = _fabric(config, machine)
     photos, judged = _splits(dataset, config)
     tokens = [[tokenise(c) for c in p.captions] for p in photos]

@@ -1,0 +1,123 @@
+"""How many captions a second greedy and beam search write from cached features.
+
+    python benchmarks/search.py [--runs N] [--device cpu|cuda] [--json OUT]
+
+The decoder has the report's sizes (D 2048, A 512, N 512, E 300, V 7,400) and random weights, and
+never ends a caption by itself, so that each has exactly 12 words. ``literal`` is a plain beam
+search over the oracle of the tests, one photo and one row at a time, in the same float32. The
+captions of both are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import medians, report, table, take_turns
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import oracle
+from regard.models.devices import find_device
+from regard.models.lstm import LstmDecoder
+from regard.search import Rules, beam_search
+
+L, D, V, WORDS = 49, 2048, 7_400, 12
+BATCHES = (1, 16, 128)
+WIDTHS = {"greedy": 1, "beam 5": 5}
+LITERAL_PHOTOS = 2
+"""Photos that the literal search captions in a run: each costs it the same."""
+RULES = Rules(start=1, end=2, forbidden=(0, 1, 3), max_length=WORDS)
+
+
+def main() -> None:
+    """Measure, compare, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--runs", type=int, default=5, help="measured runs of each")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures there too")
+    arguments = parser.parse_args()
+    device = find_device(arguments.device)
+    torch.manual_seed(0)
+    decoder = LstmDecoder(vocabulary_size=V, feature_width=D)
+    with torch.no_grad():
+        decoder.output.bias[RULES.end] = -20.0
+        decoder.output.weight *= 8  # so that candidates are far enough apart to be the same
+    decoder = decoder.eval().to(device)
+    literal = oracle.LiteralCaptioner(decoder).to(device)
+    regions = torch.rand(max(BATCHES), L, D, device=device)
+
+    figures: dict[str, Any] = {"words": WORDS, "runs": arguments.runs}
+    rows = []
+    for name, width in WIDTHS.items():
+        found = _measured(decoder, literal, regions, width, arguments.runs)
+        figures[name.replace(" ", "_")] = found
+        rows.append([name, *(f"{found[k]:,.1f}" for k in ("literal", *map(str, BATCHES), "ratio"))])
+    figures["ratio"] = min(figures[name.replace(" ", "_")]["ratio"] for name in WIDTHS)
+    head = ["captions/s", "literal", *(f"batch {b}" for b in BATCHES), "times faster"]
+    text = (
+        f"Captions of {WORDS} words from cached features at D {D}, V {V:,}, float32; the literal "
+        f"search takes one photo and one row at a time. The last column is batch {BATCHES[-1]} to "
+        f"literal. Medians of {arguments.runs} runs in turn.\n\n{table(head, rows)}"
+    )
+    report("search", text, figures, json=arguments.json)
+
+
+def _measured(
+    decoder: LstmDecoder,
+    literal: oracle.LiteralCaptioner,
+    regions: Tensor,
+    width: int,
+    runs: int,
+) -> dict[str, float]:
+    """Captions a second of each batch size and of the literal search, and the last to it."""
+
+    def ours(photos: int) -> list[tuple[int, ...]]:
+        with torch.inference_mode():
+            state = decoder.start(regions[:photos])
+        found = beam_search(decoder.step, state, photos, rules=RULES, width=width)
+        return [best[0].ids for best in found]
+
+    def plain() -> list[tuple[int, ...]]:
+        return [_literal_search(literal, r, width) for r in regions[:LITERAL_PHOTOS]]
+
+    if ours(LITERAL_PHOTOS) != plain():
+        sys.exit("The two searches write different captions: one of them is wrong.")
+    ways = {str(b): lambda b=b: ours(b) for b in BATCHES}
+    seconds = medians(take_turns({**ways, "literal": plain}, runs=runs))
+    rates = {str(b): b / seconds[str(b)] for b in BATCHES}
+    rates["literal"] = LITERAL_PHOTOS / seconds["literal"]
+    return {**rates, "ratio": rates[str(BATCHES[-1])] / rates["literal"]}
+
+
+@torch.inference_mode()
+def _literal_search(model: oracle.LiteralCaptioner, regions: Tensor, width: int) -> tuple[int, ...]:
+    """The best caption of a photo ``(L, D)``, by the textbook: every beginning on its own."""
+    features = regions.t().reshape(1, D, 7, 7)
+    mean = regions.mean(0, keepdim=True)
+    h = torch.tanh(mean @ model.w_h0.t() + model.b_h0)
+    c = mean @ model.w_c0.t() + model.b_c0
+    beginnings = [(0.0, (RULES.start,), h, c)]
+    for t in range(WORDS):
+        longer = []
+        for total, ids, h, c in beginnings:
+            context, _ = model.attend(features, h)
+            joined = torch.cat([model.embedding[ids[-1]].unsqueeze(0), h, context], dim=-1)
+            i, f, o, new = (joined @ model.w.t() + model.b).chunk(4, dim=-1)
+            after = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(new)
+            state = torch.sigmoid(o) * torch.tanh(after)
+            scores = state @ model.w_out.t() + model.b_out
+            scores[:, [*RULES.forbidden, *([RULES.end] if t == 0 else [])]] = -torch.inf
+            best = scores.log_softmax(-1)[0].topk(width)
+            for value, word in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+                longer.append((total + value, (*ids, word), state, after))
+        beginnings = sorted(longer, key=lambda b: -b[0])[:width]
+    return beginnings[0][1][1:]
+
+
+if __name__ == "__main__":
+    main()

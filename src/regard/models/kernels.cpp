@@ -1,0 +1,226 @@
+// The loops that touch every (caption, region, width) or every (word, vocabulary) once.
+//
+// Each function is a formula of recurrence.py or of training/loss.py, letters as there; kernels.py
+// has the same formulas in torch, which are used where there is no compiler, and the tests hold
+// both against each other. What fuses here is what torch would write to memory and read again:
+// nothing of size (B, K, L, A) is ever stored, and nothing of size (M, V) is in float32.
+//
+// The file is compiled once for each precision of the matrix products, T: PRODUCTS is bfloat16 or
+// float32. Arithmetic and sums are float. Sums are added up in an order that does not depend on the
+// number of threads.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+using float32 = float;
+
+struct bfloat16 {
+    uint16_t bits;
+};
+
+inline float wide(float x) { return x; }
+
+inline float wide(bfloat16 x) {
+    const uint32_t bits = uint32_t(x.bits) << 16;
+    float y;
+    std::memcpy(&y, &bits, 4);
+    return y;
+}
+
+inline void put(float& to, float x) { to = x; }
+
+// Round to nearest, ties to even; what is not a number stays so.
+inline void put(bfloat16& to, float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    to.bits = uint16_t(x == x ? rounded : 0x7fc0);
+}
+
+// e^x to float's rounding: 2^n times a polynomial of the rest. n is rounded by adding 1.5 * 2^23.
+inline float exp_(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    x = x > 88.0f ? 88.0f : x;
+    const float shifted = x * 1.44269504f + 12582912.0f;
+    const float n = shifted - 12582912.0f;
+    const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    const uint32_t power = uint32_t(int32_t(n) + 127) << 23;
+    float scale;
+    std::memcpy(&scale, &power, 4);
+    return p * scale;
+}
+
+inline float sigmoid(float x) { return 1.0f / (1.0f + exp_(-x)); }
+
+// tanh to float's rounding: the rational function of Eigen (MathFunctionsImpl.h, MPL 2), clamped
+// where float's tanh is 1.
+inline float tanh_(float x) {
+    float y = x < -7.90531110763549805f ? -7.90531110763549805f : x;
+    y = y > 7.90531110763549805f ? 7.90531110763549805f : y;
+    const float s = y * y;
+    float p = -2.76076847742355e-16f;
+    p = p * s + 2.00018790482477e-13f;
+    p = p * s + -8.60467152213735e-11f;
+    p = p * s + 5.12229709037114e-08f;
+    p = p * s + 1.48572235717979e-05f;
+    p = p * s + 6.37261928875436e-04f;
+    p = p * s + 4.89352455891786e-03f;
+    float q = 1.19825839466702e-06f;
+    q = q * s + 1.18534705686654e-04f;
+    q = q * s + 2.26843463243900e-03f;
+    q = q * s + 4.89352518554385e-03f;
+    return y * p / q;
+}
+
+using T = PRODUCTS;
+
+}  // namespace
+
+extern "C" {
+
+void look(const T* keys, const T* queries, int64_t stride, const float* score, float* alpha,
+          int64_t B, int64_t K, int64_t L, int64_t A, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < B * K; row++) {
+        const T* key = keys + row / K * L * A;
+        const T* query = queries + row * stride;
+        float* out = alpha + row * L;
+        float most = -3e38f, sum = 0;
+        for (int64_t i = 0; i < L; i++, key += A) {
+            float e = 0;
+#pragma omp simd reduction(+ : e)
+            for (int64_t a = 0; a < A; a++) e += score[a] * tanh_(wide(key[a]) + wide(query[a]));
+            out[i] = e;
+            most = e > most ? e : most;
+        }
+        for (int64_t i = 0; i < L; i++) sum += out[i] = exp_(out[i] - most);
+        for (int64_t i = 0; i < L; i++) out[i] /= sum;
+    }
+}
+
+// d_keys (B, L, A) and d_score (B, A) are added to, d_keys without its factor v.
+void look_back(const T* keys, const T* queries, int64_t stride, const float* score,
+               const float* alpha, const T* d_alpha, const float* d_alpha_too, T* d_queries,
+               int64_t d_stride, float* d_keys, float* d_score, int64_t B, int64_t K, int64_t L,
+               int64_t A, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t b = 0; b < B; b++) {
+        float* d_v = d_score + b * A;
+        float d_e[L], d_q[A];
+        for (int64_t row = b * K; row < (b + 1) * K; row++) {
+            float mean = 0;
+            for (int64_t i = 0; i < L; i++) {
+                const int64_t at = row * L + i;
+                d_e[i] = wide(d_alpha[at]) + (d_alpha_too ? d_alpha_too[at] : 0.0f);
+                mean += alpha[at] * d_e[i];
+            }
+            for (int64_t i = 0; i < L; i++) d_e[i] = alpha[row * L + i] * (d_e[i] - mean);
+            for (int64_t a = 0; a < A; a++) d_q[a] = 0;
+            const T* query = queries + row * stride;
+            for (int64_t i = 0; i < L; i++) {
+                const T* key = keys + (b * L + i) * A;
+                float* d_key = d_keys + (b * L + i) * A;
+                const float d = d_e[i];
+#pragma omp simd
+                for (int64_t a = 0; a < A; a++) {
+                    const float r = tanh_(wide(key[a]) + wide(query[a]));
+                    const float slope = d - d * r * r;
+                    d_q[a] += slope;
+                    d_key[a] += slope;
+                    d_v[a] += d * r;
+                }
+            }
+            for (int64_t a = 0; a < A; a++) put(d_queries[row * d_stride + a], score[a] * d_q[a]);
+        }
+    }
+}
+
+void cell(const T* past, int64_t stride, const T* context, const T* words, const float* before,
+          float* gates, float* after, T* h, int64_t R, int64_t N, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < R; row++) {
+        const T *p = past + row * stride, *z = context + row * 4 * N, *x = words + row * 4 * N;
+        float* g = gates + row * 4 * N;
+        const float* c = before + row * N;
+#pragma omp simd
+        for (int64_t j = 0; j < 3 * N; j++) g[j] = sigmoid(wide(p[j]) + wide(z[j]) + wide(x[j]));
+#pragma omp simd
+        for (int64_t j = 3 * N; j < 4 * N; j++) g[j] = tanh_(wide(p[j]) + wide(z[j]) + wide(x[j]));
+#pragma omp simd
+        for (int64_t j = 0; j < N; j++) {
+            const float now = g[N + j] * c[j] + g[j] * g[3 * N + j];
+            after[row * N + j] = now;
+            put(h[row * N + j], g[2 * N + j] * tanh_(now));
+        }
+    }
+}
+
+void cell_back(const float* gates, const float* before, const float* after, const T* d_h,
+               const T* d_output, float* d_c, T* d_gates, int64_t d_stride, int64_t R, int64_t N,
+               int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < R; row++) {
+        const float* g = gates + row * 4 * N;
+        T* d_g = d_gates + row * d_stride;
+#pragma omp simd
+        for (int64_t j = 0; j < N; j++) {
+            const int64_t at = row * N + j;
+            const float i = g[j], f = g[N + j], o = g[2 * N + j], n = g[3 * N + j];
+            const float d = wide(d_h[at]) + wide(d_output[at]);
+            const float squashed = tanh_(after[at]);
+            const float d_cell = d_c[at] + d * o * (1 - squashed * squashed);
+            put(d_g[j], d_cell * n * i * (1 - i));
+            put(d_g[N + j], d_cell * before[at] * f * (1 - f));
+            put(d_g[2 * N + j], d * squashed * o * (1 - o));
+            put(d_g[3 * N + j], d_cell * i * (1 - n * n));
+            d_c[at] = d_cell * f;
+        }
+    }
+}
+
+// For each word: the logarithm of the sum of e^logit, -log p(target), and the mean of all -log p.
+void surprise(const T* logits, const int64_t* targets, float* normaliser, float* nll,
+              float* spread, int64_t M, int64_t V, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t m = 0; m < M; m++) {
+        const T* row = logits + m * V;
+        float most = -3e38f, total = 0, sum = 0;
+#pragma omp simd reduction(max : most) reduction(+ : total)
+        for (int64_t j = 0; j < V; j++) {
+            const float x = wide(row[j]);
+            most = x > most ? x : most;
+            total += x;
+        }
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = 0; j < V; j++) sum += exp_(wide(row[j]) - most);
+        normaliser[m] = most + std::log(sum);
+        nll[m] = normaliser[m] - wide(row[targets[m]]);
+        spread[m] = normaliser[m] - total / float(V);
+    }
+}
+
+// The gradient takes the place of the logits: scale * (p - smoothed target).
+void surprise_back(T* logits, const int64_t* targets, const float* normaliser, float scale,
+                   float smoothing, int64_t M, int64_t V, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t m = 0; m < M; m++) {
+        T* row = logits + m * V;
+        const float even = smoothing / float(V), sum = normaliser[m];
+        const float target = exp_(wide(row[targets[m]]) - sum) - even - (1 - smoothing);
+#pragma omp simd
+        for (int64_t j = 0; j < V; j++) put(row[j], scale * (exp_(wide(row[j]) - sum) - even));
+        put(row[targets[m]], scale * target);
+    }
+}
+
+}  // extern "C"

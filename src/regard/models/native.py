@@ -1,0 +1,109 @@
+"""The functions of ``kernels.cpp``, compiled on the machine that they run on, where that can be.
+
+They need a C++ compiler: ``c++`` or ``g++``; the variable ``REGARD_COMPILER`` names another, and
+empty means none. The first use compiles for a second or two, and the result is kept in
+``~/.cache/regard/kernels`` under a hash of what it was made of: source, command and processor.
+Without a compiler, or where anything about it fails, callers go on with the same formulas in torch:
+slower, and equal to rounding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+
+FLAGS = (
+    "-O3", "-march=native", "-mprefer-vector-width=512", "-std=c++17", "-fopenmp", "-shared",
+    "-fPIC", "-fno-math-errno", "-fno-trapping-math",
+)  # fmt: skip
+"""Not ``-ffast-math``: a loss that is not a number must be seen."""
+
+
+def native(name: str, like: Tensor) -> Callable[..., None] | None:
+    """A compiled function for products in the precision of ``like``, if it can be had.
+
+    It takes tensors (dense unless it has a stride for them; none is a null pointer), whole numbers
+    and floats, in the order of ``kernels.cpp`` without the number of threads.
+    """
+    if like.device.type != "cpu" or like.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    precision = str(like.dtype).removeprefix("torch.")
+    library = _library(precision, os.environ.get("REGARD_COMPILER"))
+    if library is None:
+        return None
+    function = getattr(library, name)
+    function.restype = None
+
+    def call(*arguments: Tensor | int | float | None) -> None:
+        function(*map(_plain, arguments), ctypes.c_int(torch.get_num_threads()))
+
+    return call
+
+
+def _plain(value: Tensor | int | float | None) -> object:
+    if isinstance(value, int):
+        return ctypes.c_int64(value)
+    if isinstance(value, float):
+        return ctypes.c_float(value)
+    return ctypes.c_void_p(None if value is None else value.data_ptr())
+
+
+@functools.cache
+def _library(precision: str, asked: str | None) -> ctypes.CDLL | None:
+    names = ("c++", "g++") if asked is None else (asked,)
+    compiler = next(filter(None, map(shutil.which, names)), None)
+    if compiler is None:
+        return None
+    command = [compiler, *FLAGS, f"-DPRODUCTS={precision}"]
+    source = SOURCE.read_text(encoding="utf-8")
+    made_of = hashlib.sha256("\n".join([*command, _processor(), source]).encode())
+    name = f"{precision}-{made_of.hexdigest()[:16]}.so"
+    try:
+        kept = Path.home() / ".cache" / "regard" / "kernels" / name
+        if kept.exists():
+            return ctypes.CDLL(str(kept))
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder, name)
+            subprocess.run(
+                [*command, SOURCE, "-o", made], check=True, capture_output=True, timeout=120
+            )
+            library = ctypes.CDLL(str(made))
+            _keep(made, kept)
+            return library
+    except (OSError, RuntimeError, subprocess.SubprocessError):
+        return None
+
+
+def _keep(made: Path, kept: Path) -> None:
+    """Copy it beside its place, then rename it, if that place can be written to."""
+    beside = kept.with_name(f"{kept.name}.{os.getpid()}.new")
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(made, beside)
+        beside.replace(kept)
+    except OSError:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def _processor() -> str:
+    """What the processor can do, which decides what it can run."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")

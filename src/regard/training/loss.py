@@ -1,0 +1,93 @@
+"""What is minimised: the surprise at each word, from scores of the whole vocabulary.
+
+With scores ``l``, ``p = softmax(l)``, the word y that follows and label smoothing ``s`` (Szegedy
+et al., "Rethinking the Inception architecture", 2016, section 7)::
+
+    z       = log sum_j e^(l_j)
+    nll     = z - l_y
+    spread  = z - mean_j l_j                             the mean of -log p over the vocabulary
+    loss    = (1 - s) nll + s spread
+    d_l_j   = p_j - s / V - (1 - s) [j = y]
+
+Nothing of size ``(M, V)`` is kept but the scores themselves, in the precision they came in, and
+their gradient takes their place.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regard.models.native import native
+
+ROWS = 64
+"""Words at a time in torch, so that what is computed of them in float32 stays in the cache."""
+
+
+def surprise(scores: Tensor, targets: Tensor, *, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Sums over M words.
+
+    Args:
+        scores: ``(M, V)``, of no further use: their gradient is written over them.
+        targets: ``(M,)``, the ids that follow.
+        smoothing: share of the target that is spread evenly over the vocabulary.
+
+    Returns:
+        The loss, and ``-log p`` in nats, without a gradient.
+    """
+    total, nll = _Surprise.apply(scores, targets, smoothing)  # type: ignore[no-untyped-call]
+    return total, nll
+
+
+class _Surprise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, scores: Tensor, targets: Tensor, smoothing: float
+    ) -> tuple[Tensor, Tensor]:
+        scores = scores.contiguous()
+        words, vocabulary = scores.shape
+        wide = torch.promote_types(scores.dtype, torch.float32)
+        normaliser, nll, spread = scores.new_empty(3, words, dtype=wide)
+        if compiled := native("surprise", scores):
+            compiled(scores, targets, normaliser, nll, spread, words, vocabulary)
+        else:
+            for rows in _chunks(scores):
+                x = scores[rows].to(wide)
+                normaliser[rows] = x.logsumexp(-1)
+                nll[rows] = normaliser[rows] - x.gather(-1, targets[rows, None]).squeeze(-1)
+                spread[rows] = normaliser[rows] - x.mean(-1)
+        ctx.save_for_backward(scores, targets, normaliser)
+        ctx.smoothing = smoothing
+        said = nll.sum()
+        ctx.mark_non_differentiable(said)
+        return (1 - smoothing) * nll.sum() + smoothing * spread.sum(), said
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_total: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        scores, targets, normaliser = ctx.saved_tensors
+        smoothing = ctx.smoothing
+        words, vocabulary = scores.shape
+        if compiled := native("surprise_back", scores):
+            compiled(
+                scores, targets, normaliser, float(d_total), float(smoothing), words, vocabulary
+            )
+            torch.autograd.graph.increment_version(scores)  # autograd must know, as of torch's own
+            return scores, None, None
+        for rows in _chunks(scores):
+            p = (scores[rows].to(normaliser.dtype) - normaliser[rows, None]).exp_()
+            p -= smoothing / vocabulary
+            p.scatter_add_(
+                -1, targets[rows, None], p.new_full((1, 1), smoothing - 1).expand(len(p), 1)
+            )
+            torch.mul(p, d_total, out=p)
+            scores[rows] = p
+        return scores, None, None
+
+
+def _chunks(scores: Tensor) -> list[slice]:
+    """A few rows at a time on a CPU, all at once elsewhere."""
+    size = ROWS if scores.device.type == "cpu" else max(1, len(scores))
+    return [slice(i, i + size) for i in range(0, len(scores), size)]

@@ -1,0 +1,57 @@
+"""The fused loss is torch's cross-entropy: values and gradients, in every precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from regard.training import loss
+from regard.training.loss import surprise
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def way(request, monkeypatch) -> str:
+    monkeypatch.setattr(loss, "ROWS", 3)  # so that there are several parts, the last not whole
+    if request.param == "torch":
+        monkeypatch.setenv("REGARD_COMPILER", "")
+    return request.param
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("words", [1, 7])
+def test_it_is_cross_entropy(way, dtype, smoothing, words):
+    torch.manual_seed(0)
+    scores = (4 * torch.randn(words, 133)).to(dtype)
+    targets = torch.randint(0, 133, (words,))
+    wide = scores.double().clone().requires_grad_()
+    expected = F.cross_entropy(wide, targets, label_smoothing=smoothing, reduction="sum")
+    plain = F.cross_entropy(wide.detach(), targets, reduction="sum")
+    (3.5 * expected).backward()
+
+    given = scores.clone().requires_grad_()
+    total, nll = surprise(given * 1, targets, smoothing=smoothing)
+    (3.5 * total).backward()
+
+    assert not nll.requires_grad
+    torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(nll.double(), plain, rtol=1e-5, atol=0)
+    rounding = 5e-3 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(given.grad.double(), wide.grad, rtol=rounding, atol=1e-6)
+
+
+def test_scores_far_apart_do_not_overflow(way):
+    scores = torch.tensor([[1000.0, 0.0, -1000.0]], requires_grad=True)
+    total, _ = surprise(scores * 1, torch.tensor([1]), smoothing=0.0)
+    total.backward()
+    assert total.item() == 1000
+    torch.testing.assert_close(scores.grad, torch.tensor([[1.0, -1.0, 0.0]]))
+
+
+def test_a_gradient_that_was_overwritten_is_not_taken_again(way):
+    scores = torch.randn(2, 5, requires_grad=True)
+    total, _ = surprise(scores * 1, torch.tensor([1, 2]), smoothing=0.0)
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.backward()
