@@ -33,7 +33,8 @@ def settings(kind: str, vocabulary: str) -> Config:
         preset="scenes",
         overrides={"text.vocabulary": vocabulary, "train.save_every": 1},
         settings=[*tiny.QUICK[1::2], f"decoder.kind={kind}", "decoder.heads=4",
-                  "train.epochs=30", "train.batch_size=3", "train.learning_rate=5e-3", "train.warmup_steps=10", "decoder.dropout=0.1",
+                  "train.epochs=30", "train.batch_size=3", "train.learning_rate=5e-3",
+                  "train.warmup_steps=10", "decoder.dropout=0.1",
                   "decoder.hidden_width=48", "validation.max_photos=3"],
     )  # fmt: skip
 
