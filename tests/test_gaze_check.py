@@ -41,10 +41,14 @@ class MeanColours(nn.Module):
     """A backbone that sees nothing but the mean colour of each region."""
 
     stride, width = 16, 3
+    architecture = identity = "colours"
 
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(()))
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        return height // self.stride, width // self.stride
 
     def forward(self, images: Tensor) -> Tensor:
         return self.scale * functional.avg_pool2d(images, self.stride)  # (B, 3, H, W)

@@ -231,10 +231,10 @@ def test_words_start_from_vectors(place):
     )  # fmt: skip
     arguments = [
         "train", "tiny", "--preset", "scenes", "--embeddings", file, "--set", "train.max_steps=1",
-        "--set", "train.batch_size=4", "--out",
+        *tiny.QUICK, "--out",
     ]  # fmt: skip
     clash = tiny.regard(*arguments, "clash", cwd=place, code=2)
-    assert "decoder.embedding_width is 64, but the vectors in" in clash.stderr
+    assert "decoder.embedding_width is 12, but the vectors in" in clash.stderr
     assert "are 5 wide" in clash.stderr
     done = tiny.regard(*arguments, "vectors", "--set", "decoder.embedding_width=null", cwd=place)
     assert "2 of" in done.stderr

@@ -215,10 +215,10 @@ def test_wrong_inputs_say_so(place, report, runs, options, said):
     assert not (place / "never").exists()
 
 
-def test_a_half_written_line_is_named(place, report):
+def test_a_line_that_is_no_number_is_named(place, report):
     torn = shutil.copytree(place / "run", place / "torn")
     with (torn / "log" / "steps.csv").open("a") as stream:
-        stream.write("999,9,2.5,1e-")
+        stream.write("999,9,2.5,1e-\n")
     with pytest.raises(ConfigError, match=r"steps\.csv holds something that is no number"):
         report("never", "torn")
 

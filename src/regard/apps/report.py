@@ -205,13 +205,12 @@ def _read_run(name: str, folder: Path) -> Run:
 
 
 def _read_log(file: Path, needed: set[str]) -> list[dict[str, float]]:
-    """The lines that are whole: the last one of a training at work may be half written."""
+    """The lines that have what is needed."""
     try:
         return [row for row in read_log(file) if needed <= row.keys()]
     except ValueError as error:
         raise ConfigError(
-            f"{file} holds something that is no number: {error}. While the training is at work a "
-            "line may be half written: try again. Otherwise copy the file again."
+            f"{file} holds something that is no number: {error}. Copy the file again."
         ) from error
 
 
