@@ -223,7 +223,7 @@ def train(
     ] = None,
     decoder: Annotated[
         str | None,
-        typer.Option("--decoder", help="lstm or transformer; each has a preset that suits it."),
+        typer.Option("--decoder", help="lstm or transformer; see the preset of that name."),
     ] = None,
     vocabulary: Annotated[
         str | None,

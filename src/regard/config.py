@@ -276,7 +276,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "transformer": (
-        "As fast, with a Transformer that learns all words of a caption at once: its own rate, "
+        "Like fast, with a Transformer that learns all words of a caption at once: its own rate, "
         "warm-up and dropout.",
         {
             "text": {"vocabulary": "words:5"},
