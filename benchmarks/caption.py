@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json as jsonlib
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import SHARED, medians, report, table, take_turns
+from measuring import SHARED, medians, options, report, table, take_turns
 
 import regard
 from regard.captioner import Captioner
@@ -60,15 +59,13 @@ print(json.dumps({
 
 def main() -> None:
     """Measure, print, and write the section of the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options(__doc__, runs=3)
     parser.add_argument("--model", required=True)
     parser.add_argument("--photos", type=int, default=256)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    arguments = parser.parse_args()
 
-    captioner = regard.load(options.model)
-    files = sorted((SHARED / "data" / "flickr8k" / "Images").glob("*.jpg"))[: options.photos]
+    captioner = regard.load(arguments.model)
+    files = sorted((SHARED / "data" / "flickr8k" / "Images").glob("*.jpg"))[: arguments.photos]
     preparation = captioner.model.encoder.preparation
     prepared = torch.from_numpy(np.stack([preparation(open_photo(file)) for file in files]))
     batches = prepared.split(BATCH)
@@ -87,11 +84,11 @@ def main() -> None:
             captioner.captions(files, Decoding(beam=beam), batch_size=BATCH)
         )
     rates = {
-        name: len(files) / s for name, s in medians(take_turns(ways, runs=options.runs)).items()
+        name: len(files) / s for name, s in medians(take_turns(ways, runs=arguments.runs)).items()
     }
     best = max(rate for name, rate in rates.items() if name.startswith("encoder"))
     latency = _latency(captioner, files[0], prepared[:1])
-    cold, command = _cold(options.model, files[0], runs=options.runs)
+    cold, command = _cold(arguments.model, files[0], runs=arguments.runs)
     figures: dict[str, Any] = {
         "photos_per_second": rates,
         "ratio": rates["captions, beam 3"] / best,
@@ -109,7 +106,7 @@ def main() -> None:
         table(["one photo, cold", "s"], [(n, f"{s:.2f}") for n, s in cold.items()]),
         f"`regard caption PHOTO --model MODEL` takes {command:.2f} s.",
     ])  # fmt: skip
-    report("caption", text, figures, json=options.json)
+    report("caption", text, figures, json=arguments.json)
 
 
 def _latency(captioner: Captioner, file: Path, prepared: torch.Tensor) -> dict[str, float]:

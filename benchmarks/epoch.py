@@ -11,12 +11,11 @@ DATA is Flickr8k where ``REGARD_SHARED`` or ``../shared`` has it. The features a
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
 
-from measuring import SHARED, peak_memory, report
+from measuring import SHARED, options, peak_memory, report
 
 from regard.config import make_config
 from regard.data.dataset import read_dataset
@@ -26,12 +25,10 @@ from regard.training.run import Machine, train
 
 def main() -> None:
     """Train, read the log, write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = options(__doc__, device=True)
     parser.add_argument("data", nargs="?", default=SHARED / "data" / "flickr8k")
     parser.add_argument("--encoder", default=SHARED / "models" / "resnet50-imagenet")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="a setting")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures there too")
     arguments = parser.parse_args()
     config = make_config(
         overrides={

@@ -9,7 +9,6 @@ those.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import SHARED, medians, report, table, take_turns
+from measuring import SHARED, medians, options, report, table, take_turns
 from torch import Tensor
 
 from regard.data.features import build_features
@@ -46,14 +45,12 @@ class Prepared:
 
 def main() -> None:
     """Measure, print, and write the section of the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options(__doc__, runs=3)
     parser.add_argument("--photos", type=int, default=512)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    arguments = parser.parse_args()
 
     encoder = load_encoder(str(SHARED / "models" / "resnet50-imagenet"))
-    files = sorted((SHARED / "data" / "flickr8k" / "Images").glob("*.jpg"))[: options.photos]
+    files = sorted((SHARED / "data" / "flickr8k" / "Images").glob("*.jpg"))[: arguments.photos]
     some = np.stack([encoder.preparation(open_photo(file)) for file in files[:64]])
     batches = torch.from_numpy(some).split(BATCH)  # of (B, 3, height, width)
     turns = -(-len(files) // len(some))
@@ -83,7 +80,7 @@ def main() -> None:
     for kind in ("uncompiled", "compiled"):
         made = Prepared(encoder, forms[f"{precision}, {kind}"])
         ways[f"features, {kind}"] = lambda made=made: _fill(made, files)
-    seconds = medians(take_turns(ways, runs=options.runs))
+    seconds = medians(take_turns(ways, runs=arguments.runs))
     counts = dict.fromkeys(ways, turns * len(some)) | {
         name: len(files) for name in ways if not name.startswith("encoder")
     }
@@ -107,7 +104,7 @@ def main() -> None:
         ),
         f"From files to the cache at {figures['ratio']:.2f} of the encoder's best rate.",
     ])  # fmt: skip
-    report("features", text, figures, json=options.json)
+    report("features", text, figures, json=arguments.json)
 
 
 def _decode(encoder: Encoder, files: list[Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import resource
@@ -20,6 +21,25 @@ RESULTS = Path(__file__).parent / "RESULTS.md"
 
 SHARED = Path(os.environ.get("REGARD_SHARED", Path(__file__).parents[2] / "shared"))
 """Where the real photos and weights are, if anywhere."""
+
+
+def options(
+    description: str | None, *, runs: int | None = None, device: bool = False
+) -> argparse.ArgumentParser:
+    """The options that benchmarks share, for a benchmark to add its own.
+
+    Args:
+        description: the benchmark's docstring, whose first line is shown.
+        runs: how many measured runs of each way are usual, where that can be chosen.
+        device: whether it also runs elsewhere than on the CPU.
+    """
+    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    if runs is not None:
+        parser.add_argument("--runs", type=int, default=runs, help="measured runs of each way")
+    if device:
+        parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures there too")
+    return parser
 
 
 def take_turns(ways: Mapping[str, Callable[[], object]], *, runs: int) -> dict[str, list[float]]:

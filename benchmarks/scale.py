@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import SHARED, peak_memory, report, table
+from measuring import SHARED, options, peak_memory, report, table
 from torch import Tensor
 
 PARTS = ("features", "train", "caption", "cache")
@@ -62,26 +62,25 @@ class Instant:
 
 def main() -> None:
     """Measure every size in its own process, print, and write the section of the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options(__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--sizes", nargs="+", type=int, default=list(SIZES))
     parser.add_argument("--many", type=int, default=50_000)
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--one", nargs=2, metavar=("PART", "N"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.one:
-        part, count = options.one
+    arguments = parser.parse_args()
+    if arguments.one:
+        part, count = arguments.one
         with tempfile.TemporaryDirectory() as folder:
-            seconds = _RUNS[part](int(count), options.model, Path(folder))
+            seconds = _RUNS[part](int(count), arguments.model, Path(folder))
         print(jsonlib.dumps({"seconds": seconds, "peak_bytes": peak_memory()}))
         return
 
     found: dict[str, dict[int, dict[str, float]]] = {}
-    for part in options.parts:
-        sizes = (1000, 10_000, options.many) if part == "cache" else options.sizes
+    for part in arguments.parts:
+        sizes = (1000, 10_000, arguments.many) if part == "cache" else arguments.sizes
         for size in sizes:
-            command = [sys.executable, __file__, "--model", options.model]
+            command = [sys.executable, __file__, "--model", arguments.model]
             run = [*command, "--one", part, str(size)]
             output = subprocess.run(run, check=True, stdout=subprocess.PIPE, text=True).stdout
             found.setdefault(part, {})[size] = jsonlib.loads(output.splitlines()[-1])
@@ -107,7 +106,7 @@ def main() -> None:
         table(["", "photos", "s", "peak MiB"], rows),
         table(["", "exponent of time", "peak memory, largest over 1,000"], slopes),
     ])  # fmt: skip
-    report("scale", text, figures, json=options.json)
+    report("scale", text, figures, json=arguments.json)
 
 
 def _photos(count: int) -> list[Path]:

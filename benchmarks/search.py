@@ -10,13 +10,12 @@ captions of both are compared.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import medians, report, table, take_turns
+from measuring import medians, options, report, table, take_turns
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -36,10 +35,7 @@ RULES = Rules(start=1, end=2, forbidden=(0, 1, 3), max_length=WORDS)
 
 def main() -> None:
     """Measure, compare, write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--runs", type=int, default=5, help="measured runs of each")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures there too")
+    parser = options(__doc__, runs=5, device=True)
     arguments = parser.parse_args()
     device = find_device(arguments.device)
     torch.manual_seed(0)

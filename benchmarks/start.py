@@ -7,23 +7,20 @@
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from measuring import medians, report, table, take_turns
+from measuring import medians, options, report, table, take_turns
 
 from regard.data.scenes import draw_scenes
 
 
 def main() -> None:
     """Measure, print, and write the section of the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=9)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    parser = options(__doc__, runs=9)
+    arguments = parser.parse_args()
     program = str(Path(sys.executable).with_name("regard"))
     with tempfile.TemporaryDirectory() as folder:
         draw_scenes(Path(folder) / "scenes", count=20, seed=0)
@@ -38,11 +35,11 @@ def main() -> None:
             name: lambda command=command: subprocess.run(command, check=True, capture_output=True)
             for name, command in commands.items()
         }
-        seconds = medians(take_turns(ways, runs=options.runs))
+        seconds = medians(take_turns(ways, runs=arguments.runs))
     empty = seconds["python -c pass"]
     figures = {"seconds": seconds, "ratio": {name: s / empty for name, s in seconds.items()}}
     rows = [(f"`{name}`", f"{s:.3f}") for name, s in seconds.items()]
-    report("start", table(["", "s"], rows), figures, json=options.json)
+    report("start", table(["", "s"], rows), figures, json=arguments.json)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ torch's profiler's word, on a CPU.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measuring import medians, report, table, take_turns
+from measuring import medians, options, report, table, take_turns
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -54,10 +53,7 @@ Step = Callable[[], float]
 
 def main() -> None:
     """Measure, write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--runs", type=int, default=7, help="measured steps of each")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures there too")
+    parser = options(__doc__, runs=7, device=True)
     arguments = parser.parse_args()
     keep_freed_memory()
     device = find_device(arguments.device)

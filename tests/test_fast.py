@@ -9,27 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from regard.models.fast import WORTH_COMPILING, fast_form, fold_batch_norms
-from regard.models.resnet import ResNet
 from regard.models.small import SmallEncoder
-
-
-def resnet18() -> ResNet:
-    with torch.random.fork_rng():
-        torch.manual_seed(18)
-        backbone = ResNet(depth=18)
-        for module in backbone.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.uniform_(-0.1, 0.1)
-                module.running_var.uniform_(0.5, 1.0)
-                module.weight.data.uniform_(0.5, 1.0)
-    return backbone.eval()
+from test_encoders import resnet18
 
 
 def photos(count: int = 2) -> Tensor:
     return torch.randn(count, 3, 64, 96, generator=torch.Generator().manual_seed(3))
 
 
-@pytest.mark.parametrize("backbone", [resnet18(), SmallEncoder(width=16).eval()])
+@pytest.mark.parametrize("backbone", [resnet18().backbone, SmallEncoder(width=16).eval()])
 def test_folding_changes_nothing_but_rounding(backbone: nn.Module) -> None:
     folded = copy.deepcopy(backbone).double()
     fold_batch_norms(folded)
@@ -41,14 +29,14 @@ def test_folding_changes_nothing_but_rounding(backbone: nn.Module) -> None:
 
 
 def test_alone_equals_in_a_batch_within_rounding() -> None:
-    encode = fast_form(resnet18(), "float32")
+    encode = fast_form(resnet18().backbone, "float32")
     torch.testing.assert_close(encode(photos(5))[2:3], encode(photos(5)[2:3]), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
 def test_compiled_equals_uncompiled_for_every_number_of_photos() -> None:
-    plain = fast_form(resnet18(), "float32")
-    compiled = fast_form(resnet18(), "float32", photos=WORTH_COMPILING, batch_size=3)
+    plain = fast_form(resnet18().backbone, "float32")
+    compiled = fast_form(resnet18().backbone, "float32", photos=WORTH_COMPILING, batch_size=3)
     for count in (3, 1, 2):
         torch.testing.assert_close(
             compiled(photos(count)), plain(photos(count)), rtol=1e-4, atol=1e-4
@@ -62,5 +50,7 @@ def test_without_a_compiler_it_works_uncompiled(
 
     monkeypatch.setattr(inductor.cpp, "cxx", (None, "/nowhere/c++"))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
-    encode = fast_form(resnet18(), "float32", photos=WORTH_COMPILING, batch_size=2)
-    torch.testing.assert_close(encode(photos(1)), fast_form(resnet18(), "float32")(photos(1)))
+    encode = fast_form(resnet18().backbone, "float32", photos=WORTH_COMPILING, batch_size=2)
+    torch.testing.assert_close(
+        encode(photos(1)), fast_form(resnet18().backbone, "float32")(photos(1))
+    )

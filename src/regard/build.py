@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +19,12 @@ from regard.text.vocabulary import Lexicon, Vocabulary
 
 EMBEDDING_WIDTH = 300
 """E of an LSTM when neither the settings nor a file of vectors say: as the Google News vectors."""
+
+_DECODERS: dict[str, Callable[..., Decoder]] = {
+    "lstm": LstmDecoder,
+    "transformer": TransformerDecoder,
+}
+"""By ``decoder.kind``; the settings of a kind are named as the arguments of its class."""
 
 
 def build_encoder(config: EncoderConfig) -> Encoder:
@@ -37,29 +43,11 @@ def build_encoder(config: EncoderConfig) -> Encoder:
 
 def build_decoder(config: DecoderConfig, *, vocabulary_size: int, feature_width: int) -> Decoder:
     """A decoder with random weights."""
-    if config.kind == "transformer":
-        return TransformerDecoder(
-            vocabulary_size=vocabulary_size,
-            feature_width=feature_width,
-            embedding_width=config.embedding_width or _usual_width(config),
-            hidden_width=config.hidden_width,
-            layers=config.layers,
-            heads=config.heads,
-            feed_forward_width=config.feed_forward_width,
-            positions=config.positions,
-            tied=config.tied,
-            dropout=config.dropout,
-        )
-    return LstmDecoder(
-        vocabulary_size=vocabulary_size,
-        feature_width=feature_width,
-        embedding_width=config.embedding_width or _usual_width(config),
-        hidden_width=config.hidden_width,
-        attention_width=config.attention_width,
-        start_state=config.start_state,
-        gate=config.gate,
-        dropout=config.dropout,
-    )
+    settings = config.of_kind() | {
+        "embedding_width": config.embedding_width or _usual_width(config)
+    }
+    build = _DECODERS[settings.pop("kind")]
+    return build(vocabulary_size=vocabulary_size, feature_width=feature_width, **settings)
 
 
 def build_vocabulary(config: TextConfig, captions: Iterable[Sequence[str]]) -> Lexicon:

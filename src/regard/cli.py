@@ -579,10 +579,10 @@ def _read(
 
 
 def _reranker(source: str | None, device: str) -> Clip | None:
-    from regard.models.clip import load_clip
-
     if source is None:
         return None
+    from regard.models.clip import load_clip
+
     return load_clip(source, device=device, option="--rerank")
 
 

@@ -16,7 +16,7 @@ import regard
 from regard.checkpoint import Model
 from regard.data.dataset import Dataset, Photo
 from regard.data.features import build_features
-from regard.describe import Decoding, describe
+from regard.describe import Caption, Decoding, describe
 from regard.errors import DataError, MissingExtraError, ModelError, ScoreUnavailable
 from regard.files import write_json
 from regard.finished import Finished
@@ -141,18 +141,12 @@ def evaluate_model(
     there = find_device(device)
     encoder, decoder = model.encoder.to(there), model.decoder.to(there)
     store = build_features(paths, encoder, cache, on_progress=on_features)
-    captions: list[str] = []
-    cut: list[bool] = []
-    for start in range(0, len(paths), batch_size):
-        features = store.read(paths[start : start + batch_size])
-        regions = torch.from_numpy(features).to(there, torch.float32)
-        found = describe(decoder, model.vocabulary, regions, grid=encoder.grid, decoding=decoding)
-        if clip is not None:
-            found = rerank(clip, paths[start : start + batch_size], found)
-        captions += [c[0].text for c in found]
-        cut += [c[0].cut for c in found]
-        if on_captions is not None:
-            on_captions(len(captions), len(paths))
+
+    def say(batch: Sequence[Path]) -> list[list[Caption]]:
+        regions = torch.from_numpy(store.read(batch)).to(there, torch.float32)
+        return describe(decoder, model.vocabulary, regions, grid=encoder.grid, decoding=decoding)
+
+    captions, cut = _captioned(paths, say, batch_size, clip, on_captions)
     settings = {
         "model": model.weights_hash,
         "encoder": encoder.describe(),
@@ -195,17 +189,11 @@ def evaluate_finished(
         PhotoError: a photo cannot be opened.
     """
     photos = _with_references(dataset, split)
-    captions: list[str] = []
-    cut: list[bool] = []
-    for start in range(0, len(photos), batch_size):
-        paths = [p.path for p in photos[start : start + batch_size]]
-        found = captioner.describe([open_photo(path) for path in paths], decoding)
-        if clip is not None:
-            found = rerank(clip, paths, found)
-        captions += [c[0].text for c in found]
-        cut += [c[0].cut for c in found]
-        if on_captions is not None:
-            on_captions(len(captions), len(photos))
+
+    def say(batch: Sequence[Path]) -> list[list[Caption]]:
+        return captioner.describe([open_photo(path) for path in batch], decoding)
+
+    captions, cut = _captioned([p.path for p in photos], say, batch_size, clip, on_captions)
     settings = {
         "captioner": captioner.describe_self(),
         "decoding": asdict(decoding),
@@ -214,6 +202,28 @@ def evaluate_finished(
     return _evaluated(
         dataset, split, photos, captions, settings, extras or Extras(), device, cut=cut
     )
+
+
+def _captioned(
+    paths: Sequence[Path],
+    say: Callable[[Sequence[Path]], list[list[Caption]]],
+    batch_size: int,
+    clip: Clip | None,
+    on_captions: Callable[[int, int], None] | None,
+) -> tuple[list[str], list[bool]]:
+    """The best caption of each photo, and whether it was cut off; ``say`` gives candidates."""
+    captions: list[str] = []
+    cut: list[bool] = []
+    for start in range(0, len(paths), batch_size):
+        batch = paths[start : start + batch_size]
+        found = say(batch)
+        if clip is not None:
+            found = rerank(clip, batch, found)
+        captions += [c[0].text for c in found]
+        cut += [c[0].cut for c in found]
+        if on_captions is not None:
+            on_captions(len(captions), len(paths))
+    return captions, cut
 
 
 def evaluate_captions(

@@ -1,8 +1,8 @@
 // The loops that touch every (caption, region, width) or every (word, vocabulary) once.
 //
-// Each function is a formula of recurrence.py or of training/loss.py, letters as there; kernels.py
-// has the same formulas in torch, which are used where there is no compiler, and the tests hold
-// both against each other. What fuses here is what torch would write to memory and read again:
+// Each function is a formula of recurrence.py or of training/loss.py, letters as there.
+// Both have them in torch too, for where there is no compiler, and the tests hold one against the
+// other. What fuses here is what torch would write to memory and read again:
 // nothing of size (B, K, L, A) is ever stored, and nothing of size (M, V) is in float32.
 //
 // The file is compiled once for each precision of the matrix products, T: PRODUCTS is bfloat16 or
