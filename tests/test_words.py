@@ -98,3 +98,12 @@ def test_words_that_cannot_be_learnt_are_explained(data):
         "--set", "train.warmup_steps=0", "--cache", "cache", cwd=data.parent, code=2,
     )  # fmt: skip
     assert "While the encoder learnt words, the loss became" in failed.stderr
+
+
+def test_learning_words_and_fine_tuning_exclude_each_other(data):
+    refused = tiny.regard(
+        "train", data, "--out", "both", *STAGED, "--fine-tune", "2", cwd=data.parent, code=2
+    )
+    assert "train.word_epochs is 3" in refused.stderr
+    assert "encoder.fine_tune_stages is 2" in refused.stderr
+    assert not (data.parent / "both").exists()

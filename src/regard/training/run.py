@@ -119,6 +119,13 @@ def train(
         DataError, ModelError, PhotoError, CacheError, TrainingError: as their names say.
     """
     machine, listener = machine or Machine(), listener or Listener()
+    words, stages = config.train.word_epochs, config.encoder.fine_tune_stages
+    if words and stages:
+        raise ConfigError(
+            f"train.word_epochs is {words}, which freezes an encoder that begins without weights; "
+            f"encoder.fine_tune_stages is {stages}, which trains one that has them. Set one of "
+            "them to 0."
+        )
     keep_freed_memory()
     fabric = _fabric(config, machine)
     photos, judged = _splits(dataset, config)
