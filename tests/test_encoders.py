@@ -207,6 +207,19 @@ def test_bf16_is_used_only_where_the_processor_has_it(monkeypatch: pytest.Monkey
         assert resnet18().fast_precision() == expected
 
 
+def test_the_precision_that_was_asked_for_is_kept_with_the_encoder() -> None:
+    asked = Encoder(
+        id="r",
+        backbone=ResNet(depth=18),
+        preparation=Preparation(size=(64, 96)),
+        frozen=True,
+        precision="float32",
+    )
+    assert asked.fast_precision() == "float32"
+    again = encoder_from_description(asked.describe(), frozen=True)
+    assert again.fast_precision() == "float32"
+
+
 def test_real_weights_see_the_same_in_bf16() -> None:
     weights, folder = SHARED / "models" / "resnet50-imagenet", SHARED / "data" / "flickr8k"
     if not weights.is_dir() or not folder.is_dir():

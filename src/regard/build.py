@@ -35,6 +35,7 @@ def build_encoder(config: EncoderConfig) -> Encoder:
         image_size=config.image_size,
         resize=config.resize,
         grid=config.grid,
+        precision=config.precision,
     )
     if config.fine_tune_stages:
         encoder.unfreeze(config.fine_tune_stages)

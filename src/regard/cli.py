@@ -173,6 +173,7 @@ def features(
             "--grid", help="Rows and columns of regions.", show_default="the encoder's own"
         ),
     ] = None,
+    precision: Annotated[str, typer.Option("--precision", help="auto, float32 or bf16.")] = "auto",
     device: Device = "auto",
     cache: Cache = None,
     format: Format = None,
@@ -192,6 +193,7 @@ def features(
             "encoder.image_size": image_size,
             "encoder.resize": resize,
             "encoder.grid": grid,
+            "encoder.precision": precision,
         }
     )
     seer = build_encoder(config.encoder)

@@ -60,6 +60,11 @@ class EncoderConfig(_Record):
         description="Rows and columns of regions, averaged from the encoder's own; none keeps "
         "those.",
     )
+    precision: Literal["auto", "float32", "bf16"] = Field(
+        "auto",
+        description="Precision that a frozen encoder computes regions in; auto takes bf16 where "
+        "the machine is fast at it.",
+    )
     fine_tune_stages: int = Field(
         0,
         ge=0,

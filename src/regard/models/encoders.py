@@ -38,6 +38,7 @@ def load_encoder(
     image_size: int | None = None,
     resize: Literal["squash", "crop"] = "squash",
     grid: int | None = None,
+    precision: Precision | Literal["auto"] = "auto",
     offline: bool = False,
 ) -> "Encoder":
     """Load an encoder with its weights.
@@ -51,6 +52,7 @@ def load_encoder(
         resize: ``squash`` shows the encoder the whole photo, so that a gaze map covers all of it;
             ``crop`` keeps the proportions and cuts the edges off.
         grid: rows and columns of regions that the backbone's own are averaged to.
+        precision: of the computation while it is frozen; ``auto`` is the device's fastest.
         offline: never ask the hub; use what an earlier download left.
     """
     backbone: ResNet | SmallEncoder | Backbone
@@ -67,7 +69,12 @@ def load_encoder(
             statistics = replace(pretrained.statistics, size=224)
     preparation = _prepare_as(statistics, image_size or statistics.size or 224, resize)
     return Encoder(
-        id=id, backbone=backbone, preparation=preparation, frozen=id != "small", pooled=grid
+        id=id,
+        backbone=backbone,
+        preparation=preparation,
+        frozen=id != "small",
+        pooled=grid,
+        precision=precision,
     )
 
 
@@ -111,6 +118,7 @@ def encoder_from_description(description: dict[str, Any], *, frozen: bool) -> "E
         preparation=Preparation.from_dict(description["preparation"]),
         frozen=frozen,
         pooled=description.get("pooled"),
+        precision=description.get("precision", "auto"),
     )
 
 
@@ -124,6 +132,7 @@ class Encoder(nn.Module):
         frozen: in eval mode whatever the modules around it do, without gradients, its weights
             never touched.
         pooled: rows and columns of the grid that the backbone's own is averaged to; none keeps it.
+        precision: of the computation while it is frozen; ``auto`` is the device's fastest.
     """
 
     def __init__(
@@ -134,6 +143,7 @@ class Encoder(nn.Module):
         preparation: Preparation,
         frozen: bool,
         pooled: int | None = None,
+        precision: Precision | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
         self.id = id
@@ -142,6 +152,7 @@ class Encoder(nn.Module):
         self.frozen = frozen
         self.width = backbone.width
         self.pooled = pooled
+        self.precision = precision
         own = backbone.grid(*preparation.size)
         if pooled is not None and pooled > min(own):
             raise ModelError(
@@ -231,6 +242,8 @@ class Encoder(nn.Module):
     def describe(self) -> dict[str, Any]:
         """What a model folder or a cache writes down about its encoder; ready for JSON."""
         more: dict[str, Any] = {} if self.pooled is None else {"pooled": self.pooled}
+        if self.precision != "auto":
+            more["precision"] = self.precision
         if isinstance(self.backbone, Backbone):
             more["config"] = self.backbone.config
         return {
@@ -244,7 +257,9 @@ class Encoder(nn.Module):
         }
 
     def fast_precision(self) -> Precision:
-        """``bf16`` where the device of the weights computes it in hardware, else ``float32``."""
+        """What was asked for; else bf16 where the device of the weights has it, or float32."""
+        if self.precision != "auto":
+            return self.precision
         return fast_precision(next(self.parameters()).device)
 
     def fast(
