@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,26 +76,31 @@ def beam_search(
     for t in range(rules.max_length + 1):
         said = step(tokens, state)
         scores = _log_probabilities(said.logits, rules, first=t == 0)  # (R, V)
-        rows_each = len(scores) // photos
+        going = len(totals)  # photos whose captions have not all ended, P
+        rows_each, vocabulary = len(scores) // going, scores.shape[-1]
         if t == rules.max_length:
-            trace.cut(t, totals, scores[:, rules.end].view(photos, rows_each).cpu())
+            trace.cut(t, totals, scores[:, rules.end].view(going, rows_each).cpu())
             break
-        vocabulary = scores.shape[-1]
-        joint = totals.to(scores.device).unsqueeze(-1) + scores.view(photos, rows_each, vocabulary)
-        best, flat = joint.flatten(1).topk(min(width, rows_each * vocabulary), dim=1)  # (B, W)
+        joint = totals.to(scores.device).unsqueeze(-1) + scores.view(going, rows_each, vocabulary)
+        best, flat = joint.flatten(1).topk(min(width, rows_each * vocabulary), dim=1)  # (P, W)
         best, flat = best.cpu(), flat.cpu()
         parents, ids = flat // vocabulary, flat % vocabulary
         alive = (torch.arange(best.shape[1]) < places.unsqueeze(1)) & best.isfinite()
         ended = alive & (ids == rules.end)
-        rows = torch.arange(photos).unsqueeze(1) * rows_each + parents  # (B, W)
+        rows = torch.arange(going).unsqueeze(1) * rows_each + parents  # (P, W)
         words = scores[rows.flatten().to(scores.device), ids.flatten().to(scores.device)]
         words = words.cpu().view_as(best)
         trace.add(parents, ids, words, said.attention, rows)
         trace.end(t, best, ended)
         places = places - ended.sum(dim=1)
         totals = torch.where(alive & ~ended, best, -torch.inf)
-        if not totals.isfinite().any():
+        unfinished = totals.isfinite().any(dim=1)  # (P,)
+        if not unfinished.any():
             break
+        if not unfinished.all():
+            totals, places = totals[unfinished], places[unfinished]
+            rows, ids = rows[unfinished], ids[unfinished]
+            trace.leave_out(~unfinished)
         state = said.state.select(rows.flatten().to(state.device))
         tokens = ids.flatten().to(state.device)
     return trace.captions(width)
@@ -169,15 +175,28 @@ def sample(
     return trace.captions(count)
 
 
+class _Chosen(NamedTuple):
+    """What one step chose for P photos, W places each. Lists: single values of tensors are slow."""
+
+    at: dict[int, int]
+    """Which of the P a photo is."""
+    parents: list[list[int]]
+    """Which place each goes on from."""
+    ids: list[list[int]]
+    """The word."""
+    words: list[list[float]]
+    """Its log-probability."""
+    attention: Tensor
+    """``(P, W, L)``, float32 on the CPU."""
+
+
 class _Trace:
     """Every step's choices, from which finished captions are read backwards."""
 
     def __init__(self, photos: int, rules: Rules) -> None:
         self._rules = rules
-        self._parents: list[Tensor] = []
-        self._ids: list[Tensor] = []
-        self._words: list[Tensor] = []
-        self._attention: list[Tensor] = []
+        self._steps: list[_Chosen] = []
+        self._going = list(range(photos))
         # For each photo: score, number of words, row of the last one, log-probability of the end,
         # cut.
         self._ended: list[list[tuple[float, int, int, float, bool]]] = [[] for _ in range(photos)]
@@ -185,23 +204,28 @@ class _Trace:
     def add(
         self, parents: Tensor, ids: Tensor, words: Tensor, attention: Tensor, rows: Tensor
     ) -> None:
-        """One more word of each beginning, all ``(B, W)``; ``attention`` is ``(R, L)``."""
-        self._parents.append(parents)
-        self._ids.append(ids)
-        self._words.append(words)
-        self._attention.append(attention.float().cpu()[rows.flatten()].view(*rows.shape, -1))
+        """One more word of each beginning, all ``(P, W)``; ``attention`` is ``(R, L)``."""
+        looked = attention[rows.flatten().to(attention.device)].float().cpu().view(*rows.shape, -1)
+        at = {b: p for p, b in enumerate(self._going)}
+        self._steps.append(_Chosen(at, parents.tolist(), ids.tolist(), words.tolist(), looked))
 
     def end(self, t: int, totals: Tensor, ended: Tensor) -> None:
-        """Beginnings ``(B, W)`` whose word of step ``t`` is the end."""
-        for b, w in ended.nonzero().tolist():
-            row = int(self._parents[t][b, w])
-            self._end(b, float(totals[b, w]), t, row, float(self._words[t][b, w]), cut=False)
+        """Beginnings ``(P, W)`` whose word of step ``t`` is the end."""
+        chosen, scores = self._steps[t], totals.tolist()
+        for p, w in ended.nonzero().tolist():
+            self._end(p, scores[p][w], t, chosen.parents[p][w], end=chosen.words[p][w], cut=False)
 
     def cut(self, t: int, totals: Tensor, ends: Tensor) -> None:
-        """Beginnings ``(B, W)`` alive after ``t`` words are ended there, at the end's own cost."""
-        for b, w in totals.isfinite().nonzero().tolist():
-            end = float(ends[b, w])
-            self._end(b, float(totals[b, w]) + end, t, w, end, cut=True)
+        """Beginnings ``(P, W)`` alive after ``t`` words are ended there, at the end's own cost."""
+        for p, w in totals.isfinite().nonzero().tolist():
+            end = float(ends[p, w])
+            self._end(p, float(totals[p, w]) + end, t, w, end=end, cut=True)
+
+    def leave_out(self, finished: Tensor) -> None:
+        """From now on P is less by the photos ``(P,)`` that are finished."""
+        self._going = [
+            b for b, over in zip(self._going, finished.tolist(), strict=True) if not over
+        ]
 
     def captions(self, most: int) -> list[list[Hypothesis]]:
         return [
@@ -209,28 +233,19 @@ class _Trace:
             for b, ended in enumerate(self._ended)
         ]
 
-    def _end(self, b: int, total: float, t: int, row: int, end: float, *, cut: bool) -> None:
+    def _end(self, p: int, total: float, t: int, row: int, *, end: float, cut: bool) -> None:
         score = total / (t + 1) ** self._rules.length_penalty
-        self._ended[b].append((score, t, row, end, cut))
+        self._ended[self._going[p]].append((score, t, row, end, cut))
 
     def _read(self, b: int, score: float, t: int, w: int, end: float, cut: bool) -> Hypothesis:
         """The ``t`` words that lead to row ``w`` after step ``t - 1``."""
-        ids: list[int] = []
-        words: list[float] = []
-        attention: list[Tensor] = []
-        for step in reversed(range(t)):
-            ids.append(int(self._ids[step][b, w]))
-            words.append(float(self._words[step][b, w]))
-            attention.append(self._attention[step][b, w])
-            w = int(self._parents[step][b, w])
-        return Hypothesis(
-            tuple(reversed(ids)),
-            tuple(reversed(words)),
-            end,
-            cut,
-            torch.stack(attention[::-1]),
-            score,
-        )
+        path: list[tuple[int, float, Tensor]] = []
+        for chosen in reversed(self._steps[:t]):
+            p = chosen.at[b]
+            path.append((chosen.ids[p][w], chosen.words[p][w], chosen.attention[p, w]))
+            w = chosen.parents[p][w]
+        ids, words, attention = zip(*reversed(path), strict=True)
+        return Hypothesis(ids, words, end, cut, torch.stack(attention), score)
 
 
 def _log_probabilities(logits: Tensor, rules: Rules, *, first: bool) -> Tensor:

@@ -6,11 +6,16 @@ search can reorder, repeat and drop hypotheses by asking the state for other row
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
+
+from regard.models.devices import Precision
+from regard.models.fast import narrow_products
 
 
 class State(Protocol):
@@ -70,6 +75,21 @@ class Decoder(nn.Module, ABC):
         """Scores of each next word: ``(B, L, D)`` and ``(B, K, T)`` to ``(B, K, T, V)``."""
         return self.logits(self.read(regions, captions).hidden)
 
+    def fast(self, precision: Precision) -> Self:
+        """A copy in eval mode for :meth:`start` and :meth:`step` (:mod:`regard.models.fast`).
+
+        Args:
+            precision: of the products, but for the scores of the vocabulary, which stay float32.
+        """
+        copied = copy.deepcopy(self).requires_grad_(False).eval()
+        if precision == "bf16":
+            narrow_products(copied, but=copied.wide())
+        return copied
+
+    def wide(self) -> Sequence[nn.Module | None]:
+        """Linear layers that have to be float32 for the words to be told apart."""
+        return ()
+
     @abstractmethod
     def start(self, regions: Tensor) -> State:
         """The state before the first word, one row for each photo of ``(B, L, D)``."""
@@ -79,15 +99,33 @@ class Decoder(nn.Module, ABC):
         """Say one word, ``(R,)`` ids, in each row of a state of its own."""
 
 
-def evenly(photo: Tensor, photos: int) -> bool:
-    """Whether rows belong to all photos in their order, to each as many.
+class Rows(NamedTuple):
+    """Which photos some rows of a state describe."""
 
-    Then what is known of the photos can be used as it is; otherwise it is copied for each row.
+    photo: Tensor
+    """``(R,)``, which of the photos that are left each row describes."""
+    left: Tensor | None
+    """``(B',)``, those of the B photos that still have rows, if some have none."""
+    even: bool
+    """Whether all that are left have as many rows, in their order: then what is known of a photo
+    can be used as it is. Otherwise it is copied for each row."""
+
+
+def rows_of(photo: Tensor, photos: int) -> Rows:
+    """Rows of a state after others were left out, repeated or put in another order.
 
     Args:
-        photo: ``(R,)``, which photo each row describes.
+        photo: ``(R,)``, which of B photos each row describes.
         photos: B.
     """
+    left: Tensor = torch.unique(photo)
+    if len(left) == photos:
+        return Rows(photo, None, _even(photo, photos))
+    photo = torch.searchsorted(left, photo)
+    return Rows(photo, left, _even(photo, len(left)))
+
+
+def _even(photo: Tensor, photos: int) -> bool:
     each, rest = divmod(len(photo), photos)
     in_order = torch.arange(photos, device=photo.device)
     return rest == 0 and bool((photo.view(photos, each).t() == in_order).all())

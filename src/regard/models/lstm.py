@@ -8,6 +8,7 @@ the vocabulary are one product after it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.models.attention import AdditiveAttention
-from regard.models.decoder import Decoder, Read, Step, evenly
+from regard.models.decoder import Decoder, Read, Step, rows_of
 from regard.models.recurrence import Weights, recur
 
 
@@ -43,9 +44,11 @@ class LstmState:
 
     def select(self, indices: Tensor) -> LstmState:
         """The state of other rows: ``indices`` is ``(R,)``; repeats are allowed."""
-        photo = self.photo[indices]
-        even = evenly(photo, len(self.keys))
-        return LstmState(self.h[indices], self.c[indices], photo, even, self.keys, self.regions)
+        photo, left, even = rows_of(self.photo[indices], len(self.keys))
+        keys, regions = self.keys, self.regions
+        if left is not None:
+            keys, regions = keys[left], regions[left]
+        return LstmState(self.h[indices], self.c[indices], photo, even, keys, regions)
 
 
 class LstmDecoder(Decoder):
@@ -125,9 +128,13 @@ class LstmDecoder(Decoder):
         scores: Tensor = self.output(self.dropout(hidden))
         return scores
 
+    def wide(self) -> Sequence[nn.Module | None]:
+        """The scores of words, and those of regions."""
+        return (self.output, self.attention.score)
+
     def start(self, regions: Tensor) -> LstmState:
         """The state before the first word, one row for each photo of ``(B, L, D)``."""
-        regions = _lowered(regions)
+        regions = _lowered(regions).contiguous()
         h, c = self._start(regions)
         keys = self.attention.keys(regions)
         return LstmState(h, c, _count(len(h), h).long(), True, keys, regions)

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regard.models.decoder import Decoder, Read, Step, evenly
+from regard.models.decoder import Decoder, Read, Step, rows_of
 
 POSITIONS = 201
 """Learned positions: ``<START>`` and the most words that a caption may be asked to have."""
@@ -64,10 +64,11 @@ class TransformerState:
 
     def select(self, indices: Tensor) -> TransformerState:
         """The state of other rows: ``indices`` is ``(R,)``; repeats are allowed."""
-        photo = self.photo[indices]
-        even = evenly(photo, len(self.seen[0].keys))
-        said = tuple(memory.rows(indices) for memory in self.said)
-        return TransformerState(said, photo, even, self.seen)
+        photo, left, even = rows_of(self.photo[indices], len(self.seen[0].keys))
+        seen = self.seen if left is None else tuple(memory.rows(left) for memory in self.seen)
+        return TransformerState(
+            tuple(memory.rows(indices) for memory in self.said), photo, even, seen
+        )
 
 
 class TransformerDecoder(Decoder):
