@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from regard.models.decoder import Decoder
+from regard.models.fast import keeps_sums
 from regard.models.lstm import LstmDecoder
 from regard.models.transformer import TransformerDecoder
 from regard.search import Rules, beam_search, sample
@@ -198,3 +199,45 @@ def test_half_precision_stays_close_to_float32(name):
         gradients.append(torch.cat([p.grad.flatten() for p in decoder.parameters()]))
     for narrow, exact in (found[::-1], gradients[::-1]):
         assert float((narrow - exact).norm() / exact.norm()) < 2e-2
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_fast_form_says_the_same(name, compiled, photos, captions, monkeypatch):
+    if not compiled:
+        monkeypatch.setenv("REGARD_COMPILER", "")
+    torch.manual_seed(1)
+    decoder = MAKERS[name]().eval()
+    weights = {n: p.clone() for n, p in decoder.named_parameters()}
+    for precision, allowed in (("float32", 1e-5), ("bf16", 2e-2)):
+        fast = decoder.fast(precision)
+        read = decoder.read(photos.float(), captions)
+        exact = decoder.logits(read.hidden).detach()
+        state = fast.start(photos.float()).select(torch.arange(B).repeat_interleave(K))
+        for t in range(T):
+            said = fast.step(captions[:, :, t].flatten(), state)
+            state = said.state
+            error = said.logits.view(B, K, V) - exact[:, :, t]
+            assert said.logits.dtype == torch.float32
+            assert float(error.norm() / exact[:, :, t].norm()) < allowed
+            looked = said.attention.view(B, K, L)
+            torch.testing.assert_close(
+                looked, read.attention[:, :, t].detach(), rtol=0, atol=allowed
+            )
+    assert all(torch.equal(p, weights[n]) for n, p in decoder.named_parameters())
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_fast_caption_does_not_depend_on_its_neighbours_to_the_last_bit(name, photos):
+    if not keeps_sums(torch.device("cpu")):
+        pytest.skip("The processor has no bf16, or there is no C++ compiler.")
+    torch.manual_seed(1)
+    fast = MAKERS[name]().fast("bf16")
+
+    def search(regions: torch.Tensor) -> list[list[tuple[float, ...]]]:
+        found = beam_search(fast.step, fast.start(regions), len(regions), rules=rules(), width=3)
+        return [[(h.score, *h.log_probabilities) for h in of_photo] for of_photo in found]
+
+    many = torch.cat([photos.float() * (1 + i) for i in range(5)])
+    together = search(many)
+    assert together == [search(many[b : b + 1])[0] for b in range(len(many))]

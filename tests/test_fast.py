@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regard.models.fast import WORTH_COMPILING, fast_form, fold_batch_norms
+from regard.models.fast import WORTH_COMPILING, Narrow, fast_form, fold_batch_norms, keeps_sums
 from regard.models.small import SmallEncoder
 from test_encoders import resnet18
 
@@ -53,4 +53,43 @@ def test_without_a_compiler_it_works_uncompiled(
     encode = fast_form(resnet18().backbone, "float32", photos=WORTH_COMPILING, batch_size=2)
     torch.testing.assert_close(
         encode(photos(1)), fast_form(resnet18().backbone, "float32")(photos(1))
+    )
+
+
+# --- linear layers ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inner", [1, 2, 37, 64])
+@pytest.mark.parametrize("width", [2, 63, 64, 65, 200])
+@pytest.mark.parametrize("bias", [False, True])
+def test_narrow_products_are_those_of_rounded_factors(inner: int, width: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(inner, width, bias=bias)
+    narrow = Narrow(linear.weight, linear.bias)
+    rounded = linear.weight.bfloat16().float()
+    for rows in range(1, 15):
+        x = torch.randn(rows, 1, inner)
+        exact = nn.functional.linear(x.bfloat16().float(), rounded, linear.bias)
+        allowed = 1e-5 if keeps_sums(torch.device("cpu")) else 2e-2
+        torch.testing.assert_close(narrow(x), exact, rtol=allowed, atol=allowed)
+
+
+def test_a_row_of_a_narrow_product_is_its_own_to_the_last_bit() -> None:
+    if not keeps_sums(torch.device("cpu")):
+        pytest.skip("The processor has no bf16, or there is no C++ compiler.")
+    torch.manual_seed(0)
+    narrow = Narrow(torch.randn(130, 77), torch.randn(130))
+    x = torch.randn(20, 77)
+    together = narrow(x)
+    for count in (1, 2, 5, 6, 7, 13):
+        assert torch.equal(narrow(x[3 : 3 + count]), together[3 : 3 + count])
+
+
+def test_without_a_compiler_a_narrow_product_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REGARD_COMPILER", "")
+    assert not keeps_sums(torch.device("cpu"))
+    linear = nn.Linear(7, 5)
+    narrow = Narrow(linear.weight, linear.bias)
+    torch.testing.assert_close(
+        narrow(torch.ones(2, 7)), linear(torch.ones(2, 7)), rtol=0, atol=0.05
     )

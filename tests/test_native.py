@@ -14,9 +14,14 @@ from regard.models import native
 def fresh(tmp_path, monkeypatch):
     """A home with nothing in it, and nothing loaded yet."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    native._library.cache_clear()
+    forget()
     yield tmp_path
+    forget()
+
+
+def forget() -> None:
     native._library.cache_clear()
+    native._function.cache_clear()
 
 
 def kept(home) -> list:
@@ -29,7 +34,7 @@ def test_it_is_compiled_once_and_found_again(fresh, monkeypatch):
     assert native.native("look", torch.zeros(1)) is not None
     (file,) = kept(fresh)
     made = file.stat().st_mtime_ns
-    native._library.cache_clear()
+    forget()
     monkeypatch.setattr(native.subprocess, "run", None)  # a compilation would fail
     assert native.native("look", torch.zeros(1)) is not None
     assert [f.stat().st_mtime_ns for f in kept(fresh)] == [made]

@@ -128,7 +128,7 @@ def test_bf16_gradients_stay_close_to_float32(way, gate, each):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_compiled_formulas_are_those_in_torch(dtype, monkeypatch):
-    """Each of the four, on its own, with widths that do not fill a vector."""
+    """Each of the five, on its own, with widths that do not fill a vector."""
     if native.native("look", torch.zeros(1)) is None:
         pytest.skip("There is no C++ compiler.")
     torch.manual_seed(0)
@@ -140,8 +140,9 @@ def test_the_compiled_formulas_are_those_in_torch(dtype, monkeypatch):
     seen, words = torch.randn(2, rows, 4 * n).to(dtype)
     d_h, d_output = torch.randn(2, rows, n).to(dtype)
     before, d_after = torch.randn(2, rows, n)
+    seen_regions = torch.randn(photos, spots, 131).to(dtype)
 
-    def all_four() -> list[torch.Tensor]:
+    def all_five() -> list[torch.Tensor]:
         gates, after = torch.empty(rows, 4 * n), before.clone()
         h, d_pasts = torch.empty(rows, n, dtype=dtype), torch.zeros_like(pasts)
         d_keys, d_score, d_c = torch.ones(photos, spots, a), torch.ones(photos, a), d_after.clone()
@@ -153,11 +154,12 @@ def test_the_compiled_formulas_are_those_in_torch(dtype, monkeypatch):
         )  # fmt: skip
         recurrence.cell(pasts, seen, words, before, gates=gates, after=after, h=h)
         recurrence.cell_back(gates, before, after, d_h, d_output, d_c, d_gates=d_pasts[:, : 4 * n])
-        return [alpha, gates, after, h, d_pasts, d_keys, d_score, d_c]
+        z = recurrence.gather(alpha, seen_regions)
+        return [alpha, z, gates, after, h, d_pasts, d_keys, d_score, d_c]
 
-    compiled = all_four()
+    compiled = all_five()
     monkeypatch.setenv("REGARD_COMPILER", "")
-    for found, expected in zip(compiled, all_four(), strict=True):
+    for found, expected in zip(compiled, all_five(), strict=True):
         assert relative(found.float(), expected.float()) < (
             2e-6 if dtype == torch.float32 else 1.5e-2
         )

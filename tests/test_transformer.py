@@ -159,7 +159,7 @@ def test_nothing_of_a_photo_is_repeated_for_its_captions():
         layer.of_seen.register_forward_hook(lambda *a: sizes.append(a[2].shape[0]))
     decoder(regions, captions)
     state = decoder.start(regions).select(torch.arange(B).repeat_interleave(K))
-    assert state.even
+    assert state.rows.place is None
     decoder.step(captions[:, :, 0].flatten(), state)
     assert sizes == [B] * 2 * LAYERS
     assert state.seen[0].keys is decoder.step(captions[:, :, 0].flatten(), state).state.seen[0].keys

@@ -180,12 +180,13 @@ class Captioner(AnyCaptioner):
         self.device = find_device(device)
         self.decoder = model.decoder.to(self.device)
         self._encoder = model.encoder.to(self.device)
+        self._speaker = model.speaker()
         self.encode = self._encoder.fast(self._encoder.fast_precision())
 
     def describe(self, regions: Tensor, decoding: Decoding) -> list[list[Caption]]:
         """Candidates for photos given as regions ``(B, L, D)``, for each photo best first."""
         return describe(
-            self.decoder,
+            self._speaker,
             self.model.vocabulary,
             regions.to(self.device, torch.float32),
             grid=self.model.encoder.grid,

@@ -63,6 +63,10 @@ class Model:
     scores: Mapping[str, Any]
     """What the folder says was measured."""
 
+    def speaker(self) -> Decoder:
+        """The decoder in the form that is used, on the device where it is now."""
+        return self.decoder.fast(self.config.train.precision)
+
 
 def write_model(
     folder: Path,

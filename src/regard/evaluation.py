@@ -139,7 +139,9 @@ def evaluate_model(
     photos = _with_references(dataset, split)
     paths = [p.path for p in photos]
     there = find_device(device)
-    encoder, decoder = model.encoder.to(there), model.decoder.to(there)
+    encoder = model.encoder.to(there)
+    model.decoder.to(there)
+    decoder = model.speaker()
     store = build_features(paths, encoder, cache, on_progress=on_features)
 
     def say(batch: Sequence[Path]) -> list[list[Caption]]:

@@ -34,6 +34,7 @@ from regard.errors import DataError
 from regard.files import write_json
 from regard.images import Placement, open_photo, overlay_map
 from regard.metrics.pointing import Box, Estimate, Pointing, peak, point, summarise
+from regard.models.decoder import Decoder
 from regard.text.tokenise import tokenise
 
 SHOWN = 12
@@ -145,10 +146,15 @@ def check_gaze(
     nouns = {named.noun for t in truths for named in t.things}
     counts = dict.fromkeys(("captions", "judged", "no box", "not there"), 0)
     looks: list[Look] = []
+    speaker = model.speaker()
     for start in range(0, len(truths), batch_size):
         batch = truths[start : start + batch_size]
         regions = torch.from_numpy(store.read([t.photo.path for t in batch])).float()
-        said = _read(model, regions, batch) if forced else _said(model, regions, batch, decoding)
+        said = (
+            _read(model, regions, batch)
+            if forced
+            else _said(model, speaker, regions, batch, decoding)
+        )
         for truth, captions in zip(batch, said, strict=True):
             placement = model.encoder.preparation.placement(*truth.size)
             for caption, maps in captions:
@@ -311,12 +317,10 @@ Said = list[tuple[_Caption, np.ndarray]]
 
 
 def _said(
-    model: Model, regions: Tensor, truths: Sequence[_Truth], decoding: Decoding
+    model: Model, speaker: Decoder, regions: Tensor, truths: Sequence[_Truth], decoding: Decoding
 ) -> Iterator[Said]:
     """The model's own captions of photos given as regions ``(B, L, D)``."""
-    found = describe(
-        model.decoder, model.vocabulary, regions, grid=model.encoder.grid, decoding=decoding
-    )
+    found = describe(speaker, model.vocabulary, regions, grid=model.encoder.grid, decoding=decoding)
     for truth, (best, *_) in zip(truths, found, strict=True):
         yield [(_Caption(best.words, things_named(best.words, truth.things)), best.maps)]
 

@@ -76,33 +76,34 @@ def beam_search(
     for t in range(rules.max_length + 1):
         said = step(tokens, state)
         scores = _log_probabilities(said.logits, rules, first=t == 0)  # (R, V)
-        going = len(totals)  # photos whose captions have not all ended, P
-        rows_each, vocabulary = len(scores) // going, scores.shape[-1]
+        # Beginnings (P, W) of the photos whose captions have not all ended; R of them are going on.
+        going = totals.isfinite()
         if t == rules.max_length:
-            trace.cut(t, totals, scores[:, rules.end].view(going, rows_each).cpu())
+            trace.cut(t, totals, _in_table(scores[:, rules.end].cpu(), going))
             break
-        joint = totals.to(scores.device).unsqueeze(-1) + scores.view(going, rows_each, vocabulary)
-        best, flat = joint.flatten(1).topk(min(width, rows_each * vocabulary), dim=1)  # (P, W)
-        best, flat = best.cpu(), flat.cpu()
-        parents, ids = flat // vocabulary, flat % vocabulary
-        alive = (torch.arange(best.shape[1]) < places.unsqueeze(1)) & best.isfinite()
+        words, ids = (x.cpu() for x in scores.topk(min(width, scores.shape[-1]), dim=1))  # (R, W)
+        each = words.shape[1]
+        # All continuations that can be among the best, (P, W x W).
+        words, ids = _in_table(words, going), _in_table(ids, going)
+        joint = (totals.unsqueeze(2) + words).flatten(1)
+        words, ids = words.flatten(1), ids.flatten(1)
+        totals, chosen = joint.topk(min(width, joint.shape[1]), dim=1)  # (P, W)
+        parents, ids, words = chosen // each, ids.gather(1, chosen), words.gather(1, chosen)
+        alive = (torch.arange(totals.shape[1]) < places.unsqueeze(1)) & totals.isfinite()
         ended = alive & (ids == rules.end)
-        rows = torch.arange(going).unsqueeze(1) * rows_each + parents  # (P, W)
-        words = scores[rows.flatten().to(scores.device), ids.flatten().to(scores.device)]
-        words = words.cpu().view_as(best)
+        rows = _in_table(torch.arange(len(scores)), going).gather(1, parents)
         trace.add(parents, ids, words, said.attention, rows)
-        trace.end(t, best, ended)
+        trace.end(t, totals, ended)
         places = places - ended.sum(dim=1)
-        totals = torch.where(alive & ~ended, best, -torch.inf)
-        unfinished = totals.isfinite().any(dim=1)  # (P,)
+        totals = totals.masked_fill(~alive | ended, -torch.inf)
+        going = totals.isfinite()
+        unfinished = going.any(dim=1)  # (P,)
         if not unfinished.any():
             break
-        if not unfinished.all():
-            totals, places = totals[unfinished], places[unfinished]
-            rows, ids = rows[unfinished], ids[unfinished]
-            trace.leave_out(~unfinished)
-        state = said.state.select(rows.flatten().to(state.device))
-        tokens = ids.flatten().to(state.device)
+        state = said.state.select(rows[going].to(state.device))
+        tokens = ids[going].to(state.device)
+        totals, places = totals[unfinished], places[unfinished]
+        trace.leave_out(~unfinished)
     return trace.captions(width)
 
 
@@ -246,6 +247,15 @@ class _Trace:
             w = chosen.parents[p][w]
         ids, words, attention = zip(*reversed(path), strict=True)
         return Hypothesis(ids, words, end, cut, torch.stack(attention), score)
+
+
+def _in_table(rows: Tensor, going: Tensor) -> Tensor:
+    """Values of R rows, ``(R, ...)``, in the places of ``(P, W)`` that are going on; else zero."""
+    if len(rows) == going.numel():
+        return rows.view(*going.shape, *rows.shape[1:])
+    table = rows.new_zeros(*going.shape, *rows.shape[1:])
+    table[going] = rows
+    return table
 
 
 def _log_probabilities(logits: Tensor, rules: Rules, *, first: bool) -> Tensor:

@@ -16,10 +16,9 @@ score would have is left out: it adds the same number to every region, and the s
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from regard.models.recurrence import look
+from regard.models.recurrence import gather, look
 
 
 class AdditiveAttention(nn.Module):
@@ -50,7 +49,7 @@ class AdditiveAttention(nn.Module):
         return keys
 
     def forward(self, hidden: Tensor, keys: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
-        """Look once.
+        """Look once, for use: it has no gradient (:func:`regard.models.recurrence.recur` has).
 
         Args:
             hidden: ``(B, K, N)``, the states of the K captions of each photo.
@@ -62,9 +61,5 @@ class AdditiveAttention(nn.Module):
             to 1.
         """
         query = self.of_hidden(hidden)  # (B, K, A)
-        if torch.is_grad_enabled():
-            energy = torch.tanh(keys.unsqueeze(1) + query.unsqueeze(2))  # (B, K, L, A)
-            weights = self.score(energy).squeeze(-1).softmax(dim=-1)  # (B, K, L)
-        else:  # without a gradient, nothing of size (B, K, L, A) need be kept
-            weights = look(keys, query, self.score.weight.squeeze(0))
-        return weights.to(regions.dtype) @ regions, weights
+        weights = look(keys, query, self.score.weight.squeeze(0))  # (B, K, L)
+        return gather(weights, regions), weights

@@ -9,12 +9,13 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, Self
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
-from regard.models.devices import Precision
+from regard.models.devices import Precision, fast_precision
 from regard.models.fast import narrow_products
 
 
@@ -75,19 +76,22 @@ class Decoder(nn.Module, ABC):
         """Scores of each next word: ``(B, L, D)`` and ``(B, K, T)`` to ``(B, K, T, V)``."""
         return self.logits(self.read(regions, captions).hidden)
 
-    def fast(self, precision: Precision) -> Self:
+    def fast(self, precision: Precision | Literal["auto"] = "auto") -> Self:
         """A copy in eval mode for :meth:`start` and :meth:`step` (:mod:`regard.models.fast`).
 
         Args:
-            precision: of the products, but for the scores of the vocabulary, which stay float32.
+            precision: of the products; their sums are float32, those of the vocabulary always.
+                ``auto`` is the fastest of the device.
         """
+        if precision == "auto":
+            precision = fast_precision(self.embedding.weight.device)
         copied = copy.deepcopy(self).requires_grad_(False).eval()
         if precision == "bf16":
-            narrow_products(copied, but=copied.wide())
+            narrow_products(copied, wide=copied.wide())
         return copied
 
-    def wide(self) -> Sequence[nn.Module | None]:
-        """Linear layers that have to be float32 for the words to be told apart."""
+    def wide(self) -> Sequence[nn.Module]:
+        """Layers whose sums must not be rounded, for words to be told apart."""
         return ()
 
     @abstractmethod
@@ -99,33 +103,57 @@ class Decoder(nn.Module, ABC):
         """Say one word, ``(R,)`` ids, in each row of a state of its own."""
 
 
-class Rows(NamedTuple):
-    """Which photos some rows of a state describe."""
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Which photos the R rows of a state describe.
+
+    What is known of a photo is never copied for its rows. Instead they are laid out as a table
+    ``(B, K)``, K the most rows of a photo; where there are fewer, some places are computed in vain.
+    """
 
     photo: Tensor
-    """``(R,)``, which of the photos that are left each row describes."""
-    left: Tensor | None
-    """``(B',)``, those of the B photos that still have rows, if some have none."""
-    even: bool
-    """Whether all that are left have as many rows, in their order: then what is known of a photo
-    can be used as it is. Otherwise it is copied for each row."""
+    """``(R,)``, which of B photos each row describes."""
+    photos: int
+    """B."""
+    place: Tensor | None = None
+    """``(R,)``, where each row is in the table; none if they fill it in their order."""
+    row: Tensor | None = None
+    """``(B K,)``, which row is in each place, any where none is; none as above."""
 
+    @classmethod
+    def one_each(cls, photos: int, device: torch.device) -> Self:
+        """A row for each of B photos."""
+        return cls(torch.arange(photos, device=device), photos)
 
-def rows_of(photo: Tensor, photos: int) -> Rows:
-    """Rows of a state after others were left out, repeated or put in another order.
+    def select(self, indices: Tensor) -> tuple[Self, Tensor | None]:
+        """Other rows, and which of the photos are left if some have none any more."""
+        photo = self.photo[indices]
+        if torch.equal(photo, self.photo):
+            return self, None
+        left: Tensor = torch.unique(photo)
+        if len(left) == self.photos:
+            return self._laid_out(photo, self.photos), None
+        return self._laid_out(torch.searchsorted(left, photo), len(left)), left
 
-    Args:
-        photo: ``(R,)``, which of B photos each row describes.
-        photos: B.
-    """
-    left: Tensor = torch.unique(photo)
-    if len(left) == photos:
-        return Rows(photo, None, _even(photo, photos))
-    photo = torch.searchsorted(left, photo)
-    return Rows(photo, left, _even(photo, len(left)))
+    def by_photo(self, x: Tensor) -> Tensor:
+        """``(R, ...)`` as a table, ``(B, K, ...)``."""
+        return (x if self.row is None else x[self.row]).view(self.photos, -1, *x.shape[1:])
 
+    def by_row(self, x: Tensor) -> Tensor:
+        """``(B, K, ...)`` as rows, ``(R, ...)``."""
+        x = x.flatten(0, 1)
+        return x if self.place is None else x[self.place]
 
-def _even(photo: Tensor, photos: int) -> bool:
-    each, rest = divmod(len(photo), photos)
-    in_order = torch.arange(photos, device=photo.device)
-    return rest == 0 and bool((photo.view(photos, each).t() == in_order).all())
+    @classmethod
+    def _laid_out(cls, photo: Tensor, photos: int) -> Self:
+        rows = torch.arange(len(photo), device=photo.device)
+        counts = photo.bincount(minlength=photos)
+        most = int(counts.max())
+        in_order, order = photo.sort(stable=True)
+        place = torch.empty_like(photo)
+        place[order] = in_order * most + rows - (counts.cumsum(0) - counts)[in_order]
+        if len(photo) == photos * most and torch.equal(place, rows):
+            return cls(photo, photos)
+        row = torch.zeros(photos * most, dtype=torch.long, device=photo.device)
+        row[place] = rows
+        return cls(photo, photos, place, row)

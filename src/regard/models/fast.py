@@ -16,6 +16,7 @@ import copy
 import itertools
 from collections.abc import Callable, Sequence
 from threading import Lock
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from regard.models.devices import Precision
+from regard.models.native import native
 
 WORTH_COMPILING = 4096
 """From so many photos on, compiling an encoder takes less time than it saves."""
@@ -62,33 +64,64 @@ def fast_form(
     return encode
 
 
-def narrow_products(module: nn.Module, *, but: Sequence[nn.Module | None] = ()) -> None:
-    """Have all linear layers but some multiply in bf16, in place.
+def narrow_products(module: nn.Module, *, wide: Sequence[nn.Module] = ()) -> None:
+    """Have the linear layers of a module multiply in bf16, in place.
 
-    Their sums are float32 inside and rounded to bf16; what enters and leaves them is float32. A
-    row's result does not depend on the rows beside it.
+    Args:
+        module: what enters and leaves its linear layers stays float32.
+        wide: layers that are left alone where their sums would be rounded to bf16.
     """
     for name, child in module.named_children():
-        if isinstance(child, nn.Linear) and all(child is not kept for kept in but):
-            setattr(module, name, _Narrow(child))
-        else:
-            narrow_products(child, but=but)
+        if not isinstance(child, nn.Linear):
+            narrow_products(child, wide=wide)
+        elif child.out_features > 1 and (
+            keeps_sums(child.weight.device) or all(child is not layer for layer in wide)
+        ):
+            setattr(module, name, Narrow(child.weight, child.bias))
 
 
-class _Narrow(nn.Module):
-    def __init__(self, linear: nn.Linear) -> None:
+def keeps_sums(device: torch.device) -> bool:
+    """Whether :class:`Narrow` gives its sums in float32, unrounded."""
+    return native("multiply", torch.empty(0, dtype=torch.bfloat16, device=device)) is not None
+
+
+class Narrow(nn.Module):
+    """A linear layer that multiplies in bf16 and adds up in float32.
+
+    Compiled (:mod:`regard.models.native`), a row's result does not depend, to the last bit, on the
+    rows beside it, and is not rounded. Otherwise torch rounds the sums to bf16.
+
+    Args:
+        weight: ``(V, N)``.
+        bias: ``(V,)``, or none.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(linear.weight.detach().bfloat16(), requires_grad=False)
-        self.bias = None if linear.bias is None else linear.bias.detach().float()
+        self.width, n = weight.shape
+        self.register_buffer("bias", None if bias is None else bias.detach().float())
+        weight = weight.detach().bfloat16()
+        self._multiply = native("multiply", weight)
+        if self._multiply is not None:
+            pairs = -(-n // 2)
+            filled = weight.new_zeros(-(-self.width // 64) * 64, 2 * pairs)
+            filled[: self.width, :n] = weight
+            weight = filled.view(-1, 64, pairs, 2).transpose(1, 2).contiguous()
+        self.register_buffer("weight", weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """``(..., N)`` to ``(..., V)``, float32."""
+        weight, bias = cast(Tensor, self.weight), cast("Tensor | None", self.bias)
         rows = x.to(torch.bfloat16).flatten(0, -2)
-        if len(rows) == 1:  # one row alone would be added up in another order
-            rows = rows.repeat(2, 1)
-        product = functional.linear(rows, self.weight)[: x.shape[:-1].numel()].float()
-        if self.bias is not None:
-            product += self.bias
-        return product.view(*x.shape[:-1], -1)
+        if self._multiply is None:
+            product = functional.linear(rows, weight).float()
+            return (product if bias is None else product + bias).view(*x.shape[:-1], -1)
+        if rows.shape[1] % 2:
+            rows = functional.pad(rows, (0, 1))
+        out = torch.empty(len(rows), self.width)
+        pairs = rows.shape[1] // 2
+        self._multiply(rows.contiguous(), weight, bias, out, len(rows), pairs, self.width)
+        return out.view(*x.shape[:-1], -1)
 
 
 def fold_batch_norms(module: nn.Module) -> None:

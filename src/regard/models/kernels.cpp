@@ -12,6 +12,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -84,6 +87,50 @@ inline float tanh_(float x) {
 
 using T = PRODUCTS;
 
+#if defined(__AVX512BF16__)
+
+// A tile of a product: ROWS rows of x with 64 columns of y, which are packed by pairs: for each
+// pair of the N values, the pair of each column. A row's sums are added up in the order of N
+// whatever stands beside it.
+template <int ROWS>
+void tile(const bfloat16* x, const bfloat16* packed, const float* bias, float* out, int64_t pairs,
+          int64_t width, int64_t columns) {
+    constexpr int LANES = 16, VECTORS = 4;
+    __m512 sum[ROWS][VECTORS];
+#pragma GCC unroll 6
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) sum[r][v] = _mm512_setzero_ps();
+    for (int64_t p = 0; p < pairs; p++) {
+        __m512bh y[VECTORS];
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) {
+            y[v] = (__m512bh)_mm512_loadu_si512(packed + (p * VECTORS + v) * 2 * LANES);
+        }
+#pragma GCC unroll 6
+        for (int r = 0; r < ROWS; r++) {
+            int32_t pair;
+            std::memcpy(&pair, x + (r * pairs + p) * 2, 4);
+            const auto both = (__m512bh)_mm512_set1_epi32(pair);
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; v++) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], both, y[v]);
+        }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; v++) {
+        const int64_t left = columns - v * LANES;
+        if (left <= 0) return;
+        const __mmask16 mask = left < LANES ? (__mmask16(1) << left) - 1 : 0xffff;
+        const __m512 b = bias ? _mm512_maskz_loadu_ps(mask, bias + v * LANES) : _mm512_setzero_ps();
+#pragma GCC unroll 6
+        for (int r = 0; r < ROWS; r++) {
+            _mm512_mask_storeu_ps(out + r * width + v * LANES, mask, _mm512_add_ps(sum[r][v], b));
+        }
+    }
+}
+
+#endif
+
 }  // namespace
 
 extern "C" {
@@ -105,6 +152,25 @@ void look(const T* keys, const T* queries, int64_t stride, const float* score, f
         }
         for (int64_t i = 0; i < L; i++) sum += out[i] = exp_(out[i] - most);
         for (int64_t i = 0; i < L; i++) out[i] /= sum;
+    }
+}
+
+void gather(const float* alpha, const T* regions, T* z, int64_t B, int64_t K, int64_t L, int64_t D,
+            int threads) {
+    constexpr int64_t PART = 128;  // channels whose sums stay in registers
+#pragma omp parallel for num_threads(threads) schedule(static) if (B * K > 1)
+    for (int64_t row = 0; row < B * K; row++) {
+        for (int64_t from = 0; from < D; from += PART) {
+            const int64_t width = D - from < PART ? D - from : PART;
+            const T* region = regions + row / K * L * D + from;
+            float sum[PART] = {};
+            for (int64_t i = 0; i < L; i++, region += D) {
+                const float a = alpha[row * L + i];
+#pragma omp simd
+                for (int64_t d = 0; d < width; d++) sum[d] += a * wide(region[d]);
+            }
+            for (int64_t d = 0; d < width; d++) put(z[row * D + from + d], sum[d]);
+        }
     }
 }
 
@@ -222,5 +288,33 @@ void surprise_back(T* logits, const int64_t* targets, const float* normaliser, f
         put(row[targets[m]], scale * target);
     }
 }
+
+#if defined(__AVX512BF16__)
+
+// out (M, width), float: x (M, 2 pairs) by packed columns, see tile, and a bias. Rows by sixes.
+void multiply(const bfloat16* x, const bfloat16* packed, const float* bias, float* out, int64_t M,
+              int64_t pairs, int64_t width, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t column = 0; column < width; column += 64) {
+        const bfloat16* y = packed + column * pairs * 2;
+        const float* b = bias ? bias + column : nullptr;
+        const int64_t columns = width - column;
+        int64_t m = 0;
+        for (; m + 6 <= M; m += 6) {
+            tile<6>(x + m * pairs * 2, y, b, out + m * width + column, pairs, width, columns);
+        }
+        const bfloat16* rest = x + m * pairs * 2;
+        float* to = out + m * width + column;
+        switch (M - m) {
+            case 5: tile<5>(rest, y, b, to, pairs, width, columns); break;
+            case 4: tile<4>(rest, y, b, to, pairs, width, columns); break;
+            case 3: tile<3>(rest, y, b, to, pairs, width, columns); break;
+            case 2: tile<2>(rest, y, b, to, pairs, width, columns); break;
+            case 1: tile<1>(rest, y, b, to, pairs, width, columns); break;
+        }
+    }
+}
+
+#endif
 
 }  // extern "C"

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from regard.models.attention import AdditiveAttention
-from regard.models.decoder import Decoder, Read, Step, rows_of
-from regard.models.recurrence import Weights, recur
+from regard.models.decoder import Decoder, Read, Rows, Step
+from regard.models.recurrence import Weights, cell, recur
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +28,8 @@ class LstmState:
     """``(R, N)``"""
     c: Tensor
     """``(R, N)``"""
-    photo: Tensor
-    """``(R,)``, which photo each row describes."""
-    even: bool
-    """Whether all photos have as many rows, in their order: then no region is copied."""
+    rows: Rows
+    """Which photo each row describes."""
     keys: Tensor
     """``(B, L, A)``"""
     regions: Tensor
@@ -44,11 +42,11 @@ class LstmState:
 
     def select(self, indices: Tensor) -> LstmState:
         """The state of other rows: ``indices`` is ``(R,)``; repeats are allowed."""
-        photo, left, even = rows_of(self.photo[indices], len(self.keys))
+        rows, left = self.rows.select(indices)
         keys, regions = self.keys, self.regions
         if left is not None:
             keys, regions = keys[left], regions[left]
-        return LstmState(self.h[indices], self.c[indices], photo, even, keys, regions)
+        return LstmState(self.h[indices], self.c[indices], rows, keys, regions)
 
 
 class LstmDecoder(Decoder):
@@ -128,40 +126,35 @@ class LstmDecoder(Decoder):
         scores: Tensor = self.output(self.dropout(hidden))
         return scores
 
-    def wide(self) -> Sequence[nn.Module | None]:
-        """The scores of words, and those of regions."""
-        return (self.output, self.attention.score)
+    def wide(self) -> Sequence[nn.Module]:
+        """The layer that scores words."""
+        return (self.output,)
 
+    @torch.no_grad()
     def start(self, regions: Tensor) -> LstmState:
         """The state before the first word, one row for each photo of ``(B, L, D)``."""
         regions = _lowered(regions).contiguous()
         h, c = self._start(regions)
         keys = self.attention.keys(regions)
-        return LstmState(h, c, _count(len(h), h).long(), True, keys, regions)
+        return LstmState(h, c, Rows.one_each(len(h), h.device), keys, regions)
 
+    @torch.no_grad()
     def step(self, tokens: Tensor, state: LstmState) -> Step:
         """Say one word, ``(R,)`` ids, in each row of the state."""
-        if state.even:
-            keys, regions = state.keys, state.regions
-        else:
-            keys, regions = state.keys[state.photo], state.regions[state.photo]
-        photos = len(keys)
-        context, attention = self.attention(
-            state.h.view(photos, -1, self.hidden_width), keys, regions
-        )
-        seen = context.flatten(0, 1)  # (R, D)
+        rows = state.rows
+        context, attention = self.attention(rows.by_photo(state.h), state.keys, state.regions)
+        seen = rows.by_row(context)  # (R, D)
         if self.gate is not None:
             seen = seen * torch.sigmoid(self.gate(state.h))
-        gates = (
-            self.of_word(self.dropout(self.embedding(tokens)))
-            + self.of_hidden(state.h)
-            + self.of_context(seen)
-        )  # (R, 4N)
-        i, f, o, candidate = gates.chunk(4, dim=-1)
-        c = torch.sigmoid(f) * state.c + torch.sigmoid(i) * torch.tanh(candidate)
-        h = torch.sigmoid(o) * torch.tanh(c)
-        after = LstmState(h, c, state.photo, state.even, state.keys, state.regions)
-        return Step(self.logits(h), attention.flatten(0, 1), after)
+        past = self.of_hidden(state.h)  # (R, 4N)
+        words = self.of_word(self.dropout(self.embedding(tokens)))
+        wide = torch.promote_types(past.dtype, torch.float32)
+        before = state.c.to(wide)
+        gates, c = torch.empty_like(past, dtype=wide), torch.empty_like(before)
+        h = torch.empty_like(before, dtype=past.dtype)
+        cell(past, self.of_context(seen), words, before, gates=gates, after=c, h=h)
+        after = LstmState(h, c, rows, state.keys, state.regions)
+        return Step(self.logits(h), rows.by_row(attention), after)
 
     def _start(self, regions: Tensor) -> tuple[Tensor, Tensor]:
         """The state before the first word, two of ``(B, N)``."""
@@ -194,7 +187,3 @@ def _lowered(regions: Tensor) -> Tensor:
     return (
         regions.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else regions
     )
-
-
-def _count(photos: int, like: Tensor) -> Tensor:
-    return torch.arange(photos, device=like.device)

@@ -41,25 +41,31 @@ def native(name: str, like: Tensor) -> Callable[..., None] | None:
     """
     if like.device.type != "cpu" or like.dtype not in (torch.float32, torch.bfloat16):
         return None
-    precision = str(like.dtype).removeprefix("torch.")
-    library = _library(precision, os.environ.get("REGARD_COMPILER"))
-    if library is None:
+    return _function(name, like.dtype, os.environ.get("REGARD_COMPILER"))
+
+
+@functools.cache
+def _function(name: str, dtype: torch.dtype, asked: str | None) -> Callable[..., None] | None:
+    library = _library(str(dtype).removeprefix("torch."), asked)
+    function = getattr(library, name, None)
+    if function is None:  # no library, or a function that needs more of the processor than it has
         return None
-    function = getattr(library, name)
     function.restype = None
 
     def call(*arguments: Tensor | int | float | None) -> None:
-        function(*map(_plain, arguments), ctypes.c_int(torch.get_num_threads()))
+        if function.argtypes is None:
+            function.argtypes = [*(_KINDS.get(type(a), ctypes.c_void_p) for a in arguments), _INT]
+        function(
+            *(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments),
+            torch.get_num_threads(),
+        )
 
     return call
 
 
-def _plain(value: Tensor | int | float | None) -> object:
-    if isinstance(value, int):
-        return ctypes.c_int64(value)
-    if isinstance(value, float):
-        return ctypes.c_float(value)
-    return ctypes.c_void_p(None if value is None else value.data_ptr())
+_INT = ctypes.c_int
+_KINDS: dict[type, type] = {int: ctypes.c_int64, float: ctypes.c_float}
+"""In C of what is no tensor; tensors and none are pointers."""
 
 
 @functools.cache

@@ -239,6 +239,19 @@ def look(keys: Tensor, queries: Tensor, score: Tensor) -> Tensor:
     return (s @ (2 * score).to(s.dtype)).to(wide).softmax(dim=-1)
 
 
+def gather(alpha: Tensor, regions: Tensor) -> Tensor:
+    """``z``, ``(B, K, D)``, of weights ``(B, K, L)`` and regions ``(B, L, D)``.
+
+    Compiled, a row's context does not depend, to the last bit, on the rows beside it.
+    """
+    if alpha.dtype == torch.float32 and (compiled := native("gather", regions)):
+        photos, each, spots = alpha.shape
+        z = regions.new_empty(photos, each, regions.shape[-1])
+        compiled(alpha.contiguous(), regions.contiguous(), z, photos, each, spots, z.shape[-1])
+        return z
+    return alpha.to(regions.dtype) @ regions
+
+
 def look_back(
     keys: Tensor, queries: Tensor, score: Tensor, alpha: Tensor, d_alpha: Tensor,
     d_alpha_too: Tensor | None, *, d_queries: Tensor, d_keys: Tensor, d_score: Tensor,

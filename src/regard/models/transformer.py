@@ -17,13 +17,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regard.models.decoder import Decoder, Read, Step, rows_of
+from regard.models.decoder import Decoder, Read, Rows, Step
+from regard.models.devices import Precision
+from regard.models.fast import Narrow, keeps_sums
 
 POSITIONS = 201
 """Learned positions: ``<START>`` and the most words that a caption may be asked to have."""
@@ -50,25 +52,21 @@ class TransformerState:
 
     said: tuple[Memory, ...]
     """For each layer that of the t words, R rows."""
-    photo: Tensor
-    """``(R,)``, which photo each row describes."""
-    even: bool
-    """Whether all photos have as many rows, in their order: then nothing of a photo is copied."""
+    rows: Rows
+    """Which photo each row describes."""
     seen: tuple[Memory, ...]
     """For each layer that of the regions, B rows."""
 
     @property
     def device(self) -> torch.device:
         """Where the rows are."""
-        return self.photo.device
+        return self.rows.photo.device
 
     def select(self, indices: Tensor) -> TransformerState:
         """The state of other rows: ``indices`` is ``(R,)``; repeats are allowed."""
-        photo, left, even = rows_of(self.photo[indices], len(self.seen[0].keys))
+        rows, left = self.rows.select(indices)
         seen = self.seen if left is None else tuple(memory.rows(left) for memory in self.seen)
-        return TransformerState(
-            tuple(memory.rows(indices) for memory in self.said), photo, even, seen
-        )
+        return TransformerState(tuple(memory.rows(indices) for memory in self.said), rows, seen)
 
 
 class TransformerDecoder(Decoder):
@@ -126,6 +124,7 @@ class TransformerDecoder(Decoder):
         self.output = None if tied else nn.Parameter(torch.empty(vocabulary_size, hidden_width))
         self.bias = nn.Parameter(torch.zeros(vocabulary_size))
         self.dropout = nn.Dropout(dropout)
+        self.scorer: Narrow | None = None  # of a fast copy
         for rows in (self.embedding.weight, self.output):
             if rows is not None:  # scores of about 1 from normalised hidden values
                 nn.init.normal_(rows, std=rows.shape[1] ** -0.5)
@@ -133,35 +132,46 @@ class TransformerDecoder(Decoder):
     def read(self, regions: Tensor, captions: Tensor) -> Read:
         """Read known captions; see :meth:`Decoder.read`."""
         words = self._enter(captions, first=0)  # (B, K, T, N)
-        words, _, attention = self._through(words, self._seen(regions), None)
-        return Read(words, attention)
+        words, _, attention = self._through(words, self._seen(regions))
+        return Read(words, attention.view(*captions.shape, -1))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next word, ``(..., V)``, from hidden values ``(..., N)``."""
         if self.leave is not None:
             hidden = self.leave(hidden)  # (..., E)
-        rows = self.embedding.weight if self.output is None else self.output
-        scores: Tensor = F.linear(hidden, rows, self.bias)
-        return scores
+        if self.scorer is not None:
+            scores: Tensor = self.scorer(hidden)
+            return scores
+        return F.linear(hidden, self._rows(), self.bias)
 
+    def fast(self, precision: Precision | Literal["auto"] = "auto") -> Self:
+        """A copy for use; see :meth:`Decoder.fast`."""
+        copied = super().fast(precision)
+        if isinstance(copied.see, Narrow) and keeps_sums(self.bias.device):
+            copied.scorer = Narrow(self._rows(), self.bias)
+        return copied
+
+    def _rows(self) -> Tensor:
+        """What scores the words, ``(V, E)`` or ``(V, N)``."""
+        return self.embedding.weight if self.output is None else self.output
+
+    @torch.no_grad()
     def start(self, regions: Tensor) -> TransformerState:
         """The state before the first word, one row for each photo of ``(B, L, D)``."""
         seen = self._seen(regions)
         photos, heads, _, width = seen[0].keys.shape
         nothing = seen[0].keys.new_empty(photos, heads, 0, width)
-        photo = torch.arange(photos, device=regions.device)
-        return TransformerState((Memory(nothing, nothing),) * len(seen), photo, True, seen)
+        rows = Rows.one_each(photos, regions.device)
+        return TransformerState((Memory(nothing, nothing),) * len(seen), rows, seen)
 
+    @torch.no_grad()
     def step(self, tokens: Tensor, state: TransformerState) -> Step:
         """Say one word, ``(R,)`` ids, in each row of the state."""
-        seen = state.seen
-        if not state.even:
-            seen = tuple(memory.rows(state.photo) for memory in seen)
         length = state.said[0].keys.shape[2]
-        words = self._enter(tokens.view(len(seen[0].keys), -1, 1), first=length)  # (B, R / B, 1, N)
-        words, said, attention = self._through(words, seen, state.said)
-        after = TransformerState(said, state.photo, state.even, state.seen)
-        return Step(self.logits(words.flatten(0, 2)), attention.flatten(0, 2), after)
+        words = self._enter(tokens.view(-1, 1, 1), first=length)  # (R, 1, 1, N)
+        words, said, attention = self._through(words, state.seen, state.said, state.rows)
+        after = TransformerState(said, state.rows, state.seen)
+        return Step(self.logits(words.flatten(0, 2)), state.rows.by_row(attention), after)
 
     def _enter(self, tokens: Tensor, *, first: int) -> Tensor:
         """Words and their positions from ``first`` on: ids ``(B, K, T)`` to ``(B, K, T, N)``."""
@@ -182,19 +192,23 @@ class TransformerDecoder(Decoder):
         return tuple(layer.seen(regions) for layer in self._layers())
 
     def _through(
-        self, words: Tensor, seen: Sequence[Memory], said: Sequence[Memory] | None
+        self,
+        words: Tensor,
+        seen: Sequence[Memory],
+        said: Sequence[Memory] | None = None,
+        rows: Rows | None = None,
     ) -> tuple[Tensor, tuple[Memory, ...], Tensor]:
-        """All layers.
+        """All layers; see :meth:`_Layer.forward`.
 
         Returns:
-            The words ``(B, K, T, N)``, normalised; for each layer the memory of all words up to
-            here; where each word looked, ``(B, K, T, L)``.
+            The words, normalised; for each layer the memory of all words up to here; where each
+            word looked, ``(B, K T, L)``.
         """
         kept = []
         for i, layer in enumerate(self._layers()):
-            words, now, weights = layer(words, seen[i], None if said is None else said[i])
+            words, now, weights = layer(words, seen[i], None if said is None else said[i], rows)
             kept.append(now)
-        return self.norm(words), tuple(kept), weights.mean(dim=1).view(*words.shape[:3], -1)
+        return self.norm(words), tuple(kept), weights.mean(dim=1)
 
     def _layers(self) -> Iterator[_Layer]:
         return iter(self.layers)  # type: ignore[arg-type]
@@ -223,18 +237,19 @@ class _Layer(nn.Module):
         return Memory(*self._by_head(self.of_seen(regions), 2))
 
     def forward(
-        self, words: Tensor, seen: Memory, said: Memory | None
+        self, words: Tensor, seen: Memory, said: Memory | None, rows: Rows | None
     ) -> tuple[Tensor, Memory, Tensor]:
         """One layer.
 
         Args:
-            words: ``(B, K, T, N)``; with ``said``, T is 1.
+            words: ``(B, K, T, N)``, all words of captions; or ``(R, 1, 1, N)``, one more of each.
             seen: of the regions, B rows.
-            said: of the t words before, B K rows; none at the beginning of a caption.
+            said: of the t words before, R rows; none for whole captions.
+            rows: which photos the R rows describe; none for whole captions.
 
         Returns:
             The words; the memory of all words up to here; the attention to the regions, ``(B,
-            heads, K T, L)``.
+            heads, K T, L)``, T being 1 for one more word.
         """
         projected = self.of_said(self.norm_said(words)).flatten(0, 1)  # (B K, T, 3 N)
         query, *now = self._by_head(projected, 3)  # (B K, heads, T, N / heads)
@@ -244,9 +259,12 @@ class _Layer(nn.Module):
         heard = self.from_said(heard.transpose(1, 2).flatten(2))  # (B K, T, N)
         words = words + self.dropout(heard).view_as(words)
 
-        (asked,) = self._by_head(self.query(self.norm_seen(words)).flatten(1, 2), 1)
+        query = self.query(self.norm_seen(words))
+        query = query.flatten(1, 2) if rows is None else rows.by_photo(query.flatten(0, 2))
+        (asked,) = self._by_head(query, 1)
         found, weights = attend(asked, seen)
         found = self.from_seen(found.transpose(1, 2).flatten(2))  # (B, K T, N)
+        found = found if rows is None else rows.by_row(found)
         words = words + self.dropout(found).view_as(words)
 
         wide = F.gelu(self.widen(self.norm_wide(words)))  # (B, K, T, feed-forward width)

@@ -192,7 +192,7 @@ def train(
         seed=config.seed,
         validate=lambda: validate(
             learner, vocabulary, sources[1], known, references,
-            grid=encoder.grid, decoding=decoding, fabric=fabric,
+            grid=encoder.grid, decoding=decoding, precision=config.train.precision, fabric=fabric,
         ),
         keep_best=lambda row: write_model(
             out / "model",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from regard.data.batches import Captions, PhotoSource, inputs_and_targets
 from regard.describe import Decoding, describe
 from regard.metrics.scores import score_all
+from regard.models.devices import Precision
 from regard.text.vocabulary import Lexicon
 from regard.training.learner import Learner
 
@@ -26,6 +27,7 @@ def validate(
     *,
     grid: tuple[int, int],
     decoding: Decoding,
+    precision: Precision | Literal["auto"],
     fabric: Fabric,
     batch_size: int = 50,
 ) -> dict[str, float]:
@@ -39,6 +41,7 @@ def validate(
         references: their captions as tokens, for the scores.
         grid: of the encoder.
         decoding: how captions are chosen.
+        precision: of the products when captions are chosen.
         fabric: launched; the photos are shared out over its processes.
         batch_size: photos at once.
 
@@ -46,6 +49,7 @@ def validate(
         ``val_loss`` (nats a word), ``BLEU-4`` and ``CIDEr``, the same in every process.
     """
     learner.eval()
+    speaker = learner.decoder.fast(precision)
     nll, words = 0.0, 0
     written: dict[int, tuple[str, ...]] = {}
     mine = range(fabric.global_rank, len(references), fabric.world_size)
@@ -64,7 +68,7 @@ def validate(
             )
             words += int(said.sum())
             regions = learner.regions(photos).float()
-            found = describe(learner.decoder, vocabulary, regions, grid=grid, decoding=decoding)
+            found = describe(speaker, vocabulary, regions, grid=grid, decoding=decoding)
             written |= {i: c[0].words for i, c in zip(indices, found, strict=True)}
     parts = _from_all_processes(fabric, (nll, words, written))
     everything = {i: c for _, _, part in parts for i, c in part.items()}
