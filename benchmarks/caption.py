@@ -26,7 +26,7 @@ from regard.describe import Decoding
 from regard.images import open_photo
 from regard.models.lanes import lanes
 
-BATCH = 32
+BATCH = 16
 COLD = """
 import json, sys, time
 began = time.perf_counter()

@@ -212,7 +212,8 @@ def test_reading_its_own_captions_to_it_gives_the_maps_it_said_them_with(tmp_pat
         decoder.output.weight.mul_(60)
         decoder.attention.of_hidden.weight.mul_(10)
         decoder.attention.score.weight.mul_(10)
-    model = Model(make_config(), words, colour_encoder(), decoder, "random", {})
+    config = make_config(settings=["train.precision=float32"])  # at once = step by step, closely
+    model = Model(config, words, colour_encoder(), decoder, "random", {})
     drawn = read_dataset(tmp_path / "scenes").split("test")
     captioner = Captioner(model, device="cpu")
     decoding = Decoding(beam=1, max_length=7)

@@ -103,6 +103,10 @@ class Decoder(nn.Module, ABC):
         """Say one word, ``(R,)`` ids, in each row of a state of its own."""
 
 
+WORTH_KEEPING = 0.75
+"""Photos without rows are kept while others are more than this share: leaving some out copies."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
     """Which photos the R rows of a state describe.
@@ -126,12 +130,12 @@ class Rows:
         return cls(torch.arange(photos, device=device), photos)
 
     def select(self, indices: Tensor) -> tuple[Self, Tensor | None]:
-        """Other rows, and which of the photos are left if some have none any more."""
+        """Other rows, and which of the photos are left where some were left out."""
         photo = self.photo[indices]
         if torch.equal(photo, self.photo):
             return self, None
         left: Tensor = torch.unique(photo)
-        if len(left) == self.photos:
+        if len(left) > WORTH_KEEPING * self.photos:
             return self._laid_out(photo, self.photos), None
         return self._laid_out(torch.searchsorted(left, photo), len(left)), left
 
