@@ -22,7 +22,8 @@ import regard
 import tiny
 from regard.describe import Decoding
 from regard.errors import ModelError, PhotoError
-from regard.finished import KINDS, Finished, find_finished, load_finished
+from regard.finished import Finished, find_finished, load_finished
+from regard.models.speakers import KINDS
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
