@@ -221,8 +221,9 @@ class Finished:
             self.grid = None
         self._speak = kind.speak
         if kind.prompt is not None:
-            asked = tokenizer(kind.prompt, add_special_tokens=False, return_tensors="pt").input_ids
-            self._speak = partial(kind.speak, prompt=asked[0])
+            asked = f"{tokenizer.bos_token}{kind.prompt}{tokenizer.eos_token}"
+            ids = tokenizer(asked, add_special_tokens=False, return_tensors="pt").input_ids
+            self._speak = partial(kind.speak, prompt=ids[0])
         self._marks = marks_of(model)
         self._preparation = Preparation(
             size=(side, side),

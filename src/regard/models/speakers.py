@@ -44,7 +44,7 @@ class Kind:
     """Network, ids ``(R, T)`` and what they attend to, ``(R, tokens, D)``, to the attention of the
     last layer ``(R, heads, T, tokens)``; none where words do not attend to the photo alone."""
     prompt: str | None = None
-    """What is asked of it beside the photo, with the marks around it."""
+    """What is asked of it beside the photo."""
     taught: Taught | None = None
     """How it is trained; none: not here."""
 
@@ -143,7 +143,7 @@ KINDS: dict[str, Kind] = {
     "blip-2": Kind("Blip2ForConditionalGeneration", _whole),
     "florence2": Kind(
         "Florence2ForConditionalGeneration", _florence, _florence_attention,
-        prompt="<s>What does the image describe?</s>",  # what its task <CAPTION> stands for
+        prompt="What does the image describe?",  # what its task <CAPTION> stands for
     ),
     "git": Kind(
         "GitForCausalLM", _whole,
