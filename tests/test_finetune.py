@@ -226,19 +226,13 @@ def test_a_changed_origin_is_not_gone_on_with(folders, data, tmp_path):
 
 def test_a_run_goes_through_every_command(folders, data, tmp_path):
     """Trained by the command line; scored, shown, captioned, and begun from again."""
-    few = [
-        "--set",
-        "train.epochs=1",
-        "--set",
-        "validation.split=train",
-        "--set",
-        "train.max_steps=2",
-    ]
-    for kind, more in (("blip", ["--fine-tune", 1]), ("git", [])):
-        done = tiny.regard(
-            "train", data.root, "--from", folders[kind], "--out", kind, *few, *more, cwd=tmp_path
-        )
-        assert "Best epoch 0" in done.stdout
+    done = tiny.regard(
+        "train", data.root, "--from", folders["blip"], "--fine-tune", 1, "--out", "blip",
+        "--set", "validation.split=train", "--set", "train.max_steps=2", cwd=tmp_path,
+    )  # fmt: skip
+    assert "The model is in blip/model" in done.stdout
+    short = ("train.max_steps=1", "validation.max_photos=1")
+    train(data, settings(folders["git"], *short), tmp_path / "git", machine=HERE)
     tiny.regard(
         "evaluate", data.root, "--split", "train", "--model", "blip", "--no-meteor", "--json",
         "scores.json", cwd=tmp_path,
@@ -253,8 +247,8 @@ def test_a_run_goes_through_every_command(folders, data, tmp_path):
     assert "without a gaze" in page  # GIT has none
     assert list((tmp_path / "page" / "figures").glob("gaze-*-1.png"))  # and BLIP has
     assert not list((tmp_path / "page" / "figures").glob("gaze-*-2.png"))
-    assert "Nearest" in page or "nearest to the preset <b>finetune</b>" in page
-    again = settings(tmp_path / "blip", "train.max_steps=1", "validation.max_photos=1")
+    assert "nearest to the preset <b>finetune</b>" in page
+    again = settings(tmp_path / "blip", *short)
     outcome = train(data, again, tmp_path / "again", machine=HERE)
     assert json.loads((outcome.model / "regard.json").read_text())["from"]["from"]["id"] == str(
         folders["blip"]

@@ -182,8 +182,6 @@ class Finished:
         name: what leads back to it: its hub id, or its folder.
         folder: where it is on this machine.
         network: transformers' own.
-        start: the id that a caption is begun with.
-        end: the id that ends one.
         grid: H and W of its maps; none where it has no gaze.
 
     Args:
@@ -210,7 +208,6 @@ class Finished:
         self._tokenizer, self._pixels = tokenizer, pixels
         self._drawing = Lock()  # torch's draws have one state for all threads
         self._ends = ends_of(model)
-        self.start, self.end = start_of(model), min(self._ends)
         vision = vision_of(model.config)
         prepared = read_processor(folder)
         assert prepared is not None  # that the file is there was checked before
@@ -235,6 +232,20 @@ class Finished:
     def kind(self) -> str:
         """Transformers' ``model_type``."""
         return str(self.network.config.model_type)
+
+    @property
+    def start(self) -> int:
+        """The id that a caption is begun with.
+
+        Raises:
+            ModelError: its files do not say.
+        """
+        return start_of(self.network)
+
+    @property
+    def end(self) -> int:
+        """The id that ends a caption."""
+        return min(self._ends)
 
     @property
     def no_gaze(self) -> str:
