@@ -198,6 +198,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
         described = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{file} cannot be read: {error}. Copy it again.") from error
+    if isinstance(described, dict) and "format" not in described and "model_type" in described:
+        raise ModelError(
+            f"{file} is of a {described['model_type']} of transformers, which can be captioned "
+            "with and evaluated, but is not taken here. Give a captioner of regard's own."
+        )
     if not isinstance(described, dict) or "format" not in described:
         raise ModelError(
             f"{file} is not of a captioner written by regard: it has no format version. "
