@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 import foreign
 import regard
 import tiny
-from regard.checkpoint import read_model
 from regard.config import Config, make_config
 from regard.data.dataset import Dataset, read_dataset
 from regard.describe import Decoding
@@ -299,11 +298,6 @@ def test_what_is_no_captioner_to_be_trained_is_refused(folders, data, tmp_path, 
     said = refused("somebody/blip-nowhere", data, out)
     assert "could not be fetched from the hub" in said
     assert "--from blip-nowhere" in said
-
-
-def test_where_our_own_are_needed_it_is_refused(folders):
-    with pytest.raises(ModelError, match=r"is of a blip of transformers, which .* not taken here"):
-        read_model(folders["blip"])
 
 
 def test_the_preset_is_taken_for_it_alone():
