@@ -129,13 +129,14 @@ CAPTIONS = [
 ]
 
 
-def save_captioner(folder: Path, kind: str) -> Path:
+def save_captioner(folder: Path, kind: str, *, std: float | None = 0.5) -> Path:
     """A random captioner with its tokenizer and processor, saved by transformers.
 
     Args:
         folder: to be made.
-        kind: ``blip``, ``git``, ``blip-2``, ``vision-encoder-decoder`` (a ViT and a GPT-2), or
-            ``wide-encoder``, a ``vision-encoder-decoder`` whose encoder is wider than its decoder.
+        kind: ``blip``, ``git``, ``blip-2``, ``florence2``, ``vision-encoder-decoder`` (a ViT and a
+            GPT-2), or ``wide-encoder``, one of those whose encoder is wider than its decoder.
+        std: of the weights; none: as a training would begin.
     """
     import transformers as t
 
@@ -143,7 +144,11 @@ def save_captioner(folder: Path, kind: str) -> Path:
     wide = {**deep, "intermediate_size": 24}
     vision = {**wide, "image_size": SIDE, "patch_size": 8}
     squash = {"size": {"height": SIDE, "width": SIDE}}
-    words = _pieces_of_words() if kind in ("blip", "git") else _pieces_of_bytes()
+    words = (
+        _pieces_of_words() if kind in ("blip", "git")
+        else _pieces_of_bart() if kind == "florence2"
+        else _pieces_of_bytes()
+    )  # fmt: skip
     small = {**wide, "vocab_size": len(words), "max_position_embeddings": 48}
     gpt2 = {
         "vocab_size": len(words), "n_positions": 48, "n_embd": 16, "n_layer": 2, "n_head": 2,
@@ -186,6 +191,34 @@ def save_captioner(folder: Path, kind: str) -> Path:
             )  # fmt: skip
             network, head, end = t.Blip2ForConditionalGeneration(config), None, None
             processor = t.BlipImageProcessorPil(**squash)
+        elif kind == "florence2":
+            text = {
+                "model_type": "bart", "vocab_size": len(words), "d_model": 16, "encoder_layers": 2,
+                "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+                "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "max_position_embeddings": 96,
+                "bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id,
+                "pad_token_id": words.pad_token_id, "decoder_start_token_id": words.eos_token_id,
+            }  # fmt: skip
+            seen = {
+                "depths": [1, 1], "patch_size": [7, 3], "patch_stride": [4, 2],
+                "patch_padding": [3, 1], "patch_prenorm": [False, True], "embed_dim": [8, 16],
+                "num_heads": [2, 2], "num_groups": [2, 2], "window_size": 4, "projection_dim": 16,
+                "model_type": "florence_vision",
+            }  # fmt: skip
+            config = t.Florence2Config(
+                vision_config=seen, text_config=text,
+                image_token_id=words.convert_tokens_to_ids("<image>"),
+            )  # fmt: skip
+            network, head, end = t.Florence2ForConditionalGeneration(config), None, None
+            for name, value in {
+                "decoder_start_token_id": words.eos_token_id, "bos_token_id": words.bos_token_id,
+                "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id,
+                "forced_bos_token_id": words.bos_token_id, "no_repeat_ngram_size": 3,
+                "forced_eos_token_id": words.eos_token_id,
+            }.items():  # fmt: skip
+                setattr(network.generation_config, name, value)
+            processor = t.CLIPImageProcessorPil(**squash, do_center_crop=False)
+            processor.image_seq_length = 1 + 16
         else:
             more = {"hidden_size": 24} if kind == "wide-encoder" else {}
             config = t.VisionEncoderDecoderConfig.from_encoder_decoder_configs(
@@ -197,10 +230,11 @@ def save_captioner(folder: Path, kind: str) -> Path:
             network, head, end = t.VisionEncoderDecoderModel(config), None, None
             for name in ("decoder_start_token_id", "pad_token_id", "eos_token_id"):
                 setattr(network.generation_config, name, getattr(config, name))
-        spread(network, 0.5)
+        if std is not None:
+            spread(network, std)
         if kind == "blip-2":  # it shall never say its own placeholder
             network.get_input_embeddings().weight.data[config.image_token_index] = 0.0
-        if head is not None:
+        if head is not None and std is not None:
             network.get_parameter(head).data[end] = 2.0  # so that some captions end by themselves
     network.save_pretrained(folder)
     words.save_pretrained(folder)
@@ -226,23 +260,37 @@ def _pieces_of_words() -> Any:
 
 def _pieces_of_bytes() -> Any:
     """GPT-2's kind of pieces: bytes, where a space begins a word."""
+    import transformers
+
+    return transformers.GPT2Tokenizer(
+        **_bytes(["<|endoftext|>", "<image>"]), additional_special_tokens=["<image>"]
+    )
+
+
+def _pieces_of_bart() -> Any:
+    """The same with BART's marks around a text."""
+    import transformers
+
+    marks = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<image>"]
+    return transformers.RobertaTokenizer(
+        **_bytes(marks), extra_special_tokens={"image_token": "<image>"}
+    )
+
+
+def _bytes(special: list[str]) -> dict[str, Any]:
     import json
 
-    import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
-        vocab_size=330, special_tokens=["<|endoftext|>", "<image>"], show_progress=False,
+        vocab_size=328 + len(special), special_tokens=special, show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
     tokenizer.train_from_iterator(CAPTIONS, trainer)
     model = json.loads(tokenizer.to_str())["model"]
-    return transformers.GPT2Tokenizer(
-        vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]],
-        additional_special_tokens=["<image>"],
-    )  # fmt: skip
+    return {"vocab": model["vocab"], "merges": [tuple(pair) for pair in model["merges"]]}
 
 
 def spread(network: torch.nn.Module, std: float = 0.2) -> None:

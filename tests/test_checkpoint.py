@@ -198,6 +198,9 @@ def test_every_damage_is_named(folder, tmp_path):
 
     foreign = damaged("foreign")
     (foreign / "config.json").write_text('{"model_type": "blip"}')
+    with pytest.raises(ModelError, match=r"is of a blip of transformers, .* is not taken here"):
+        read_model(foreign)
+    (foreign / "config.json").write_text('{"layers": 2}')
     with pytest.raises(ModelError, match="not of a captioner written by regard"):
         read_model(foreign)
 

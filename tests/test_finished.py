@@ -22,12 +22,13 @@ import regard
 import tiny
 from regard.describe import Decoding
 from regard.errors import ModelError, PhotoError
-from regard.finished import KINDS, Finished, find_finished, load_finished
+from regard.finished import Finished, find_finished, load_finished
+from regard.models.speakers import KINDS
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
-ALL = ["blip", "git", "blip-2", "vision-encoder-decoder", "wide-encoder"]
-WITH_GAZE = ["blip", "vision-encoder-decoder", "wide-encoder"]
+ALL = ["blip", "git", "blip-2", "florence2", "vision-encoder-decoder", "wide-encoder"]
+WITH_GAZE = ["blip", "florence2", "vision-encoder-decoder", "wide-encoder"]
 LENGTH = 10
 
 
@@ -60,21 +61,34 @@ class Reference:
         self.model = model.from_pretrained(folder, attn_implementation="eager").eval()
         self.words = transformers.AutoTokenizer.from_pretrained(folder)
         self.pixels = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+        self.marks = int(kind == "florence2")  # a <s> before the first word
+        self.first = 1 + self.marks  # of the ids, that of the first word
+        if kind == "blip-2":
+            self.first += self.model.config.num_query_tokens
+
+    def inputs(self, photo: Image.Image) -> dict[str, torch.Tensor]:
+        """What the network is told of a photo before it speaks."""
+        if isinstance(self.model, transformers.Florence2ForConditionalGeneration):
+            self.pixels.image_seq_length = 1 + 16
+            processor = transformers.Florence2Processor(self.pixels, self.words)
+            return dict(processor(images=photo, text="<CAPTION>", return_tensors="pt"))
+        return {"pixel_values": self.pixels(images=photo, return_tensors="pt")["pixel_values"]}
 
     def generate(self, photo: Image.Image, **settings: object) -> torch.Tensor:
-        pixels = self.pixels(images=photo, return_tensors="pt")["pixel_values"]
+        if self.marks:
+            settings["forced_eos_token_id"] = None
         return self.model.generate(
-            pixel_values=pixels,
-            max_new_tokens=LENGTH,
-            min_new_tokens=1,
+            **self.inputs(photo),
+            max_new_tokens=LENGTH + self.marks,
+            min_new_tokens=1 + self.marks,
             do_sample=False,
             **settings,
         )
 
     def read(self, photo: Image.Image, sequence: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities (T, V) after each id of a caption, and cross-attention if there is."""
-        pixels = self.pixels(images=photo, return_tensors="pt")["pixel_values"]
-        ids, model = sequence[None], self.model
+        inputs = self.inputs(photo)
+        pixels, ids, model = inputs["pixel_values"], sequence[None], self.model
         with torch.no_grad():
             if isinstance(model, transformers.BlipForConditionalGeneration):
                 out = model(pixel_values=pixels, input_ids=ids)
@@ -83,8 +97,8 @@ class Reference:
                     input_ids=ids, encoder_hidden_states=seen, output_attentions=True
                 ).cross_attentions
                 logits = out.logits
-            elif isinstance(model, transformers.VisionEncoderDecoderModel):
-                out = model(pixel_values=pixels, decoder_input_ids=ids, output_attentions=True)
+            elif model.config.is_encoder_decoder:
+                out = model(**inputs, decoder_input_ids=ids, output_attentions=True)
                 logits, cross = out.logits, out.cross_attentions
             else:
                 logits, cross = model(pixel_values=pixels, input_ids=ids).logits, None
@@ -123,9 +137,8 @@ def test_log_probabilities_are_those_of_a_teacher_forced_pass(
     for photo, group in zip(photos, loaded[kind].describe(photos, decoding), strict=True):
         sequence = theirs.generate(photo, **settings)[0]
         read, _ = theirs.read(photo, sequence)
-        prompt = theirs.model.config.num_query_tokens + 1 if kind == "blip-2" else 1
-        ids = sequence[prompt:]
-        each = read[prompt - 1 : -1].gather(-1, ids[:, None])[:, 0].tolist()
+        ids = sequence[theirs.first :]
+        each = read[theirs.first - 1 : -1].gather(-1, ids[:, None])[:, 0].tolist()
         pieces = each if group[0].cut else each[:-1]
         assert sum(group[0].log_probabilities) == pytest.approx(sum(pieces), abs=1e-4)
         assert len(group[0].words) == len(group[0].log_probabilities) == len(group[0].maps)
@@ -138,12 +151,12 @@ def test_gaze_is_the_cross_attention_of_the_last_layer(kind, loaded, references,
     [group] = loaded[kind].describe(photos[:1], Decoding(beam=1, max_length=LENGTH))
     sequence = theirs.generate(photos[0], num_beams=1)[0]
     _, attention = theirs.read(photos[0], sequence[:-1])
-    maps = attention.mean(0)[:, 1:]  # (S, L): the class token is no place
+    maps = attention.mean(0)[theirs.marks :, 1:17]  # (S, L): neither class token nor prompt is one
     maps = maps / maps.sum(-1, keepdim=True)
     found = group[0]
     assert found.maps.shape == (len(found.words), 4, 4)
     np.testing.assert_allclose(found.maps.sum((1, 2)), 1, atol=1e-5)
-    ids = sequence[1:].tolist()
+    ids = sequence[theirs.first :].tolist()
     beginnings = [
         theirs.words.decode(ids[: n + 1], skip_special_tokens=True).split()
         for n in range(len(ids) - (not found.cut))

@@ -10,6 +10,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "regard"
 # Longest prefix decides. A room is one entry; its files may import each other.
 FLOORS = {
     "errors": 0,
+    "card": 1,
     "config": 1,
     "text": 1,
     "data": 1,

@@ -76,8 +76,8 @@ class PhotoCaption:
         if not self.maps[word].size:
             raise ModelError(
                 f"There is no gaze of {self.words[word]!r}: the words of this captioner do not "
-                "attend to the photo apart from other words. Take one of regard's own, a BLIP or "
-                "a vision-encoder-decoder."
+                "attend to the photo apart from other words. Take one of regard's own, a BLIP, a "
+                "Florence-2 or a vision-encoder-decoder."
             )
         return overlay_map(self.maps[word], self.size, self.placement)
 
@@ -144,7 +144,7 @@ class AnyCaptioner(ABC):
         if not prepared:
             return [r for r in results if r is not None]
         made = (
-            PhotoCaption(found[0], tuple(found[1:]), size, self._placement(size))
+            PhotoCaption(found[0], tuple(found[1:]), size, self.placement(size))
             for size, found in zip(sizes, describer(prepared, decoding), strict=True)
         )
         return [next(made) if r is None else r for r in results]
@@ -154,13 +154,18 @@ class AnyCaptioner(ABC):
         """Why its captions have no maps, in one line; none where they have."""
         return None
 
+    @property
+    @abstractmethod
+    def grid(self) -> tuple[int, int] | None:
+        """H and W of the maps; none where the captions have none."""
+
+    @abstractmethod
+    def placement(self, size: tuple[int, int]) -> Placement:
+        """Where the maps lie on an upright photo of this width and height, in its pixels."""
+
     @abstractmethod
     def _prepare(self, photo: Image.Image) -> Any:
         """What is kept of an upright RGB photo until its batch is together."""
-
-    @abstractmethod
-    def _placement(self, size: tuple[int, int]) -> Placement:
-        """Where the maps lie on a photo of this width and height."""
 
     @abstractmethod
     def _describer(self, photos: int, batch_size: int) -> Describer:
@@ -193,11 +198,17 @@ class Captioner(AnyCaptioner):
             decoding=decoding,
         )
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """H and W of the maps."""
+        return self._encoder.grid
+
+    def placement(self, size: tuple[int, int]) -> Placement:
+        """Where the maps lie on an upright photo of this width and height, in its pixels."""
+        return self._encoder.preparation.placement(*size)
+
     def _prepare(self, photo: Image.Image) -> np.ndarray:
         return self._encoder.preparation(photo)
-
-    def _placement(self, size: tuple[int, int]) -> Placement:
-        return self._encoder.preparation.placement(*size)
 
     def _describer(self, photos: int, batch_size: int) -> Describer:
         encode = self.encode
@@ -228,13 +239,19 @@ class FinishedCaptioner(AnyCaptioner):
     @property
     def no_gaze(self) -> str | None:
         """Why its captions have no maps, in one line; none where they have."""
-        return None if self.model.grid is not None else self.model.no_gaze
+        return None if self.grid is not None else self.model.no_gaze
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """H and W of the maps; none where the captions have none."""
+        return self.model.grid
+
+    def placement(self, size: tuple[int, int]) -> Placement:
+        """Where the maps lie on an upright photo of this width and height, in its pixels."""
+        return self.model.placement(size)
 
     def _prepare(self, photo: Image.Image) -> Image.Image:
         return photo
-
-    def _placement(self, size: tuple[int, int]) -> Placement:
-        return self.model.placement(size)
 
     def _describer(self, photos: int, batch_size: int) -> Describer:
         return self.model.describe
@@ -251,7 +268,7 @@ def load(
 
     Args:
         source: a run, a model folder, or a hub id; or a folder or hub id of a finished captioner:
-            a BLIP, a GIT, a BLIP-2 or a vision-encoder-decoder of transformers.
+            a BLIP, a GIT, a BLIP-2, a Florence-2 or a vision-encoder-decoder of transformers.
         encoder: another place of the encoder's weights than the model names.
         revision: commit or tag of a hub id.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.

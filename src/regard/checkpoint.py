@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +27,10 @@ from safetensors.torch import load_file, save_file
 
 import regard
 from regard.build import build_decoder, build_encoder, read_vocabulary
+from regard.card import CARE, score_table
 from regard.config import Config, recorded
 from regard.errors import ConfigError, ModelError
+from regard.files import replaced_folder
 from regard.models.decoder import Decoder
 from regard.models.encoders import Encoder, encoder_from_description
 from regard.models.hub import fetch, is_hub_id
@@ -89,35 +90,29 @@ def write_model(
         scores: what was measured, by name, with the split and the settings it was measured with.
         data: the name of the data set, for the card.
     """
-    beside = folder.with_name(folder.name + ".new")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
     tensors = {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
     if encoder.stored:
         tensors |= {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
-    weights = beside / "model.safetensors"
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(weights))
-    described = {
-        "format": FORMAT,
-        "regard": regard.__version__,
-        "kind": config.decoder.kind,
-        "weights": _hash(weights),
-        "settings": config.model_dump(),
-        "encoder": encoder.describe(),
-        "trained_encoder": encoder.stored,
-        "feature_width": encoder.width,
-        "scores": dict(scores),
-        "data": data,
-    }
-    vocabulary.save(beside / vocabulary.file_name)
-    (beside / "README.md").write_text(_card(described, config, len(vocabulary)), encoding="utf-8")
-    (beside / "config.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    beside.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with replaced_folder(folder) as beside:
+        weights = beside / "model.safetensors"
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(weights))
+        described = {
+            "format": FORMAT,
+            "regard": regard.__version__,
+            "kind": config.decoder.kind,
+            "weights": _hash(weights),
+            "settings": config.in_use(),
+            "encoder": encoder.describe(),
+            "trained_encoder": encoder.stored,
+            "feature_width": encoder.width,
+            "scores": dict(scores),
+            "data": data,
+        }
+        vocabulary.save(beside / vocabulary.file_name)
+        card = _card(described, config, len(vocabulary))
+        (beside / "README.md").write_text(card, encoding="utf-8")
+        text = json.dumps(described, indent=1) + "\n"
+        (beside / "config.json").write_text(text, encoding="utf-8")
 
 
 def read_model(
@@ -207,6 +202,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
         described = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{file} cannot be read: {error}. Copy it again.") from error
+    if isinstance(described, dict) and "format" not in described and "model_type" in described:
+        raise ModelError(
+            f"{file} is of a {described['model_type']} of transformers, which can be captioned "
+            "with and evaluated, but is not taken here. Give a captioner of regard's own."
+        )
     if not isinstance(described, dict) or "format" not in described:
         raise ModelError(
             f"{file} is not of a captioner written by regard: it has no format version. "
@@ -281,10 +281,6 @@ def _hash(file: Path) -> str:
 
 def _card(described: Mapping[str, Any], config: Config, words: int) -> str:
     encoder = described["encoder"]
-    scores = {k: v for k, v in described["scores"].items() if isinstance(v, int | float)}
-    settled = {k: v for k, v in described["scores"].items() if k not in scores}
-    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in scores.items())
-    how = ", ".join(f"{name} {value}" for name, value in settled.items())
     held = (
         "in this folder"
         if described["trained_encoder"]
@@ -311,18 +307,7 @@ tags: [image-captioning, attention]
 | vocabulary | {config.text.vocabulary}: {words:,} entries |
 | decoder | {json.dumps(config.decoder.of_kind())} |
 
-## Scores
-
-{how}
-
-| score | value |
-|---|---|
-{rows}
-
+{score_table(described["scores"])}
 ## Use
 
-Weights trained on photos from Flickr are for research and education only. Captions are guesses:
-they name what the training photos taught, they are often wrong about numbers, colours and actions,
-and they carry the habits and biases of the people who wrote the training captions. Have a person
-read them before they are published.
-"""
+{CARE}"""

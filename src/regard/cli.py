@@ -237,13 +237,31 @@ def train(
     embeddings: Annotated[
         Path | None, typer.Option("--embeddings", help="File of word vectors to start from.")
     ] = None,
+    finished: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Train this finished captioner further (BLIP, GIT or vision-encoder-decoder; hub "
+            "id, folder or run): all of it but the part that sees.",
+        ),
+    ] = None,
     fine_tune: Annotated[
         int | None,
         typer.Option(
-            "--fine-tune", min=1, help="Train this many last stages of the encoder as well."
+            "--fine-tune",
+            min=1,
+            help="Train this many last stages of the encoder as well, or blocks of what sees in "
+            "--from; all of that: --set train.freeze=none.",
         ),
     ] = None,
-    preset: Annotated[str, typer.Option("--preset", help="Settings to begin with.")] = "report",
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            help="Settings to begin with.",
+            show_default="report, or finetune with --from",
+        ),
+    ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="One setting, as in train.epochs=2.")
@@ -265,6 +283,17 @@ def train(
     from regard.training.run import Machine, train
 
     overrides: dict[str, Any] = {}
+    own = {
+        "--encoder": encoder, "--decoder": decoder, "--vocabulary": vocabulary,
+        "--embeddings": embeddings,
+    }  # fmt: skip
+    if finished is not None:
+        if given := [option for option, value in own.items() if value is not None]:
+            raise RegardError(
+                f"{' and '.join(given)} cannot stand beside --from: {finished} has an encoder, a "
+                "decoder and words of its own. Leave out the one or the other."
+            )
+        overrides["captioner.id"] = finished
     if encoder is not None:
         overrides["encoder.id"] = encoder
     if decoder is not None:

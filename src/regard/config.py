@@ -34,6 +34,17 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class CaptionerConfig(_Record):
+    """The finished captioner that is trained further, where one is."""
+
+    id: str | None = Field(
+        None,
+        description="Hub id or local folder of a finished captioner of transformers to train "
+        "further, with its own encoder, decoder and words; none trains one of regard's own.",
+    )
+    revision: str | None = Field(None, description="Commit or tag of a hub id.")
+
+
 class EncoderConfig(_Record):
     """The part that sees."""
 
@@ -68,8 +79,8 @@ class EncoderConfig(_Record):
     fine_tune_stages: int = Field(
         0,
         ge=0,
-        description="Last stages (of a ViT: blocks) of a pre-trained encoder to train as well; 0 "
-        "is frozen.",
+        description="Last stages (of a ViT and of a finished captioner: blocks) of a pre-trained "
+        "encoder to train as well; 0 is frozen.",
     )
 
 
@@ -184,6 +195,11 @@ class TrainConfig(_Record):
     max_steps: int | None = Field(
         None, ge=1, description="Stop after this many iterations, if sooner."
     )
+    freeze: Literal["vision", "none"] = Field(
+        "vision",
+        description="What a finished captioner keeps as it is: the part that sees, but for the "
+        "blocks of encoder.fine_tune_stages, or nothing.",
+    )
     grouping: Literal["caption", "photo"] = Field(
         "caption",
         description="What a batch counts: single captions, or photos with all their captions.",
@@ -202,7 +218,7 @@ class TrainConfig(_Record):
         1e-3, gt=0, description="Learning rate of the decoder at its highest."
     )
     encoder_learning_rate: float = Field(
-        1e-5, gt=0, description="Learning rate of the unfrozen stages of a pre-trained encoder."
+        1e-5, gt=0, description="Learning rate of what is unfrozen of a pre-trained encoder."
     )
     weight_decay: float = Field(0.0, ge=0, description="Weight decay (of matrices, not of biases).")
     schedule: Literal["step", "cosine", "constant"] = Field(
@@ -249,12 +265,59 @@ class Config(_Record):
     """All settings of a run."""
 
     seed: int = Field(0, ge=0, description="Seed of every random choice.")
+    captioner: CaptionerConfig = CaptionerConfig()
     encoder: EncoderConfig = EncoderConfig()
     text: TextConfig = TextConfig()
     decoder: DecoderConfig = DecoderConfig()
     train: TrainConfig = TrainConfig()
     validation: ValidationConfig = ValidationConfig()
 
+    @model_validator(mode="after")
+    def _of_one_captioner(self) -> Self:
+        if self.captioner.id is None:
+            if self.train.freeze != "vision":
+                raise ValueError(
+                    f"train.freeze is {self.train.freeze}, which is for a finished captioner "
+                    "(--from); of an encoder, encoder.fine_tune_stages are trained"
+                )
+            return self
+        usual = Config.model_construct()
+        others = [
+            f"{section}.{name}"
+            for section, names in _OF_OUR_OWN.items()
+            for name in names
+            if getattr(getattr(self, section), name) != getattr(getattr(usual, section), name)
+        ]
+        if others:
+            raise ValueError(
+                f"{', '.join(others)} cannot be set for {self.captioner.id}: it has an encoder, a "
+                "decoder and words of its own; leave them out (--preset finetune does), or --from"
+            )
+        if self.train.freeze == "none" and self.encoder.fine_tune_stages:
+            raise ValueError(
+                f"train.freeze is none, which trains all of {self.captioner.id}, and "
+                f"encoder.fine_tune_stages is {self.encoder.fine_tune_stages}, which trains its "
+                "last blocks alone; set one of them"
+            )
+        return self
+
+    def in_use(self) -> dict[str, Any]:
+        """The settings that count for the captioner that is trained, by section."""
+        exclude = _OF_OUR_OWN if self.captioner.id is not None else _OF_FINISHED
+        values = self.model_dump(exclude=exclude)
+        return {name: value for name, value in values.items() if value != {}}
+
+
+_OF_FINISHED = {"captioner": {"id", "revision"}, "train": {"freeze"}}
+"""What is set for a finished captioner alone."""
+
+_OF_OUR_OWN = {
+    "encoder": set(EncoderConfig.model_fields) - {"fine_tune_stages"},
+    "decoder": set(DecoderConfig.model_fields),
+    "text": {"vocabulary", "embeddings"},
+    "train": {"word_epochs"},
+}
+"""What is set for a captioner of our own alone."""
 
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "report": (
@@ -300,6 +363,24 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "finetune": (
+        "For a finished captioner (--from), and taken for it unless another is named: photos with "
+        "all their captions, a small rate, smoothing, decay, a cosine schedule.",
+        {
+            "train": {
+                "epochs": 5,
+                "grouping": "photo",
+                "batch_size": 8,
+                "optimizer": "adamw",
+                "learning_rate": 1e-5,
+                "weight_decay": 0.05,
+                "schedule": "cosine",
+                "warmup_steps": 100,
+                "label_smoothing": 0.1,
+                "clip": 1.0,
+            },
+        },
+    ),
     "scenes": (
         "For drawn scenes, in a few minutes: the small encoder, which learns the words first, and "
         "a Transformer of one layer.",
@@ -334,7 +415,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def make_config(
     *,
-    preset: str = "report",
+    preset: str | None = None,
     file: Path | None = None,
     settings: Sequence[str] = (),
     overrides: Mapping[str, Any] | None = None,
@@ -342,7 +423,8 @@ def make_config(
     """Put settings together.
 
     Args:
-        preset: a key of :data:`PRESETS`.
+        preset: a key of :data:`PRESETS`; none is ``report``, or ``finetune`` where the settings
+            name a finished captioner.
         file: a YAML file with any of the settings.
         settings: texts such as ``train.epochs=2``; the value is read as YAML.
         overrides: values by dotted name, applied after the file and before ``settings``.
@@ -350,13 +432,12 @@ def make_config(
     Raises:
         ConfigError: naming every unknown key (with the nearest known one) and every bad value.
     """
-    if preset not in PRESETS:
+    if preset is not None and preset not in PRESETS:
         raise ConfigError(
             f"There is no preset {preset!r}{_nearest(preset, PRESETS)}. "
             f"Presets: {', '.join(sorted(PRESETS))}."
         )
     values: dict[str, Any] = {}
-    _merge(values, PRESETS[preset][1])
     if file is not None:
         _merge(values, _read_yaml(file))
     for name, value in (overrides or {}).items():
@@ -373,7 +454,12 @@ def make_config(
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {setting!r}: the value is not YAML ({error}).") from error
         _put(values, name.strip(), _number(value))
-    return validated(values)
+    captioner = values.get("captioner")
+    finished = isinstance(captioner, dict) and captioner.get("id") is not None
+    begun: dict[str, Any] = {}
+    _merge(begun, PRESETS[preset or ("finetune" if finished else "report")][1])
+    _merge(begun, values)
+    return validated(begun)
 
 
 def validated(values: Mapping[str, Any], *, source: str = "the settings") -> Config:
@@ -392,7 +478,8 @@ def validated(values: Mapping[str, Any], *, source: str = "the settings") -> Con
             if problem["type"] == "extra_forbidden":
                 lines.append(f"unknown setting {name!r}{_nearest_setting(name, names)}")
             elif problem["type"] == "value_error" and isinstance(problem["input"], dict):
-                lines.append(f"{name}: {problem['ctx']['error']}")  # of several settings
+                place = f"{name}: " if name else ""  # of several settings
+                lines.append(f"{place}{problem['ctx']['error']}")
             elif problem["type"] == "value_error":
                 lines.append(f"{name} = {problem['input']!r}: {problem['ctx']['error']}")
             else:

@@ -22,14 +22,13 @@ import torch
 import regard
 from regard.apps.report_page import check_place, embedded_photo, write_page, written_beside
 from regard.build import read_vocabulary, with_embedding_width
-from regard.captioner import Captioner
-from regard.checkpoint import Model, read_model
+from regard.captioner import AnyCaptioner, Captioner, FinishedCaptioner, load
 from regard.config import PRESETS, describe_fields, make_config
 from regard.data.dataset import Dataset, Photo
 from regard.data.features import build_features
 from regard.describe import Caption, Decoding
-from regard.errors import ConfigError
-from regard.evaluation import evaluate_model
+from regard.errors import ConfigError, PhotoError
+from regard.evaluation import Evaluation, evaluate_finished, evaluate_model
 from regard.images import open_photo
 from regard.plots import curve_charts, gaze_figure
 from regard.text.tokenise import tokenise
@@ -128,21 +127,21 @@ def make_report(
     check_place(out)
     read = read_runs(runs)
     decoding = decoding or Decoding()
-    models, results = {}, {}
+    captioners, results = {}, {}
     for run in read:
         if run.has_model:
             say(f"Captioning {split} with {run.name} ...")
-            models[run.name] = read_model(run.folder, encoder=encoder)
-            results[run.name] = evaluate_model(
-                dataset, split, models[run.name], decoding, device=device, cache=cache
+            captioner = load(run.folder, encoder=encoder, device=device)
+            captioners[run.name] = captioner
+            results[run.name] = _evaluate(
+                captioner, dataset, split, decoding, device, cache
             ).as_dict()
     chosen = choose_photos(results, photos)
     shown = {id for _, ids in chosen for id in ids}
-    sampled = _spread(sorted(dataset.split(split), key=lambda p: p.id), GAZED) if models else []
+    sampled = _spread(sorted(dataset.split(split), key=lambda p: p.id), GAZED) if captioners else []
     looked = sampled + [p for p in dataset.photos if p.id in shown - {s.id for s in sampled}]
     captions = {
-        name: _caption(Captioner(model, device=device), looked, decoding, cache)
-        for name, model in models.items()
+        name: _caption(captioner, looked, decoding, cache) for name, captioner in captioners.items()
     }
 
     say("Drawing ...")
@@ -156,8 +155,14 @@ def make_report(
             "training": training(read, figures),
             "losses": loss_table(read),
             "scores": scores(results),
-            "gallery": gallery(chosen, dataset, models, results, captions, figures),
-            "gaze": gaze({name: [said[p.id] for p in sampled] for name, said in captions.items()}),
+            "gallery": gallery(chosen, dataset, captioners, results, captions, figures),
+            "gaze": gaze(
+                {
+                    name: [said[p.id] for p in sampled]
+                    for name, said in captions.items()
+                    if captioners[name].grid is not None
+                }
+            ),
             "settings": settings(read),
             "words": words(read, dataset),
             "origin": origin(read, dataset),
@@ -270,10 +275,33 @@ def _spread(photos: Sequence[Photo], most: int) -> list[Photo]:
     return [photos[i * len(photos) // count] for i in range(count)]
 
 
+def _evaluate(
+    captioner: AnyCaptioner,
+    dataset: Dataset,
+    split: str,
+    decoding: Decoding,
+    device: str,
+    cache: Path | None,
+) -> Evaluation:
+    if isinstance(captioner, FinishedCaptioner):
+        return evaluate_finished(dataset, split, captioner.model, decoding, device=device)
+    assert isinstance(captioner, Captioner)
+    return evaluate_model(dataset, split, captioner.model, decoding, device=device, cache=cache)
+
+
 def _caption(
-    captioner: Captioner, photos: Sequence[Photo], decoding: Decoding, cache: Path | None
+    captioner: AnyCaptioner, photos: Sequence[Photo], decoding: Decoding, cache: Path | None
 ) -> dict[str, Caption]:
-    """The captions with their maps, from the same cached regions as the scores."""
+    """The captions with their maps; of our own from the same cached regions as the scores."""
+    if not isinstance(captioner, Captioner):
+        said = {}
+        for photo, made in zip(
+            photos, captioner.captions([p.path for p in photos], decoding), strict=True
+        ):
+            if isinstance(made, PhotoError):
+                raise made
+            said[photo.id] = made.best
+        return said
     store = build_features([p.path for p in photos], captioner.model.encoder, cache)
     captions: dict[str, Caption] = {}
     for start in range(0, len(photos), 50):
@@ -468,12 +496,12 @@ def _decoding(decoding: Mapping[str, Any]) -> str:
 def gallery(
     chosen: Sequence[tuple[str, Sequence[str]]],
     dataset: Dataset,
-    models: Mapping[str, Model],
+    captioners: Mapping[str, AnyCaptioner],
     results: Mapping[str, Mapping[str, Any]],
     captions: Mapping[str, Captions],
     figures: Path,
 ) -> list[dict[str, Any]]:
-    """The chosen photos with what was said of them, and the gaze of each word.
+    """The chosen photos with what was said of them, and the gaze of each word where it has one.
 
     Figures of the gaze are drawn as ``gaze-KIND-NUMBER[-RUN].png`` and ``.svg``.
     """
@@ -487,12 +515,12 @@ def gallery(
         for number, id in enumerate(ids, 1):
             image = open_photo(photos[id].path)
             said = []
-            for place, (name, model) in enumerate(models.items(), 1):
+            for place, (name, captioner) in enumerate(captioners.items(), 1):
                 caption = captions[name][id]
-                seen = model.encoder.preparation.placement(*image.size)
+                seen, grid = captioner.placement(image.size), captioner.grid
                 figure = f"gaze-{kind.partition(',')[0].lower()}-{number}"
-                figure += f"-{place}" if len(models) > 1 else ""
-                for ending in ("png", "svg"):
+                figure += f"-{place}" if len(captioners) > 1 else ""
+                for ending in ("png", "svg") if grid is not None else ():
                     gaze_figure(
                         image, caption.words, caption.maps, seen, figures / f"{figure}.{ending}",
                         caption=caption.text,
@@ -501,12 +529,12 @@ def gallery(
                     {
                         "run": name,
                         "score": f"{judged[name][id]:.2f}",
-                        "figure": figure,
+                        "figure": figure if grid is not None else None,
                         "seen": " ".join(
                             f"{edge / side:.5f}"
                             for edge, side in zip(seen, image.size * 2, strict=True)
                         ),
-                        "grid": " ".join(map(str, model.encoder.grid)),
+                        "grid": " ".join(map(str, grid or ())),
                         "words": _looks(caption),
                         "cut": caption.cut,
                     }
@@ -652,8 +680,11 @@ def _shown(value: Any) -> str:
 
 
 def words(runs: Sequence[Run], dataset: Dataset) -> list[dict[str, Any]]:
-    """The vocabulary of each run that has a model, with how often training captions say a word."""
-    trained = [run for run in runs if run.has_model]
+    """The vocabulary of each run that has a model, with how often training captions say a word.
+
+    Those of finished captioners were not made of the captions, and are not listed.
+    """
+    trained = [run for run in runs if run.has_model and "captioner.id" not in run.settings]
     if not trained:
         return []
     counts = Counter(

@@ -7,16 +7,17 @@ without talking to the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from regard.images import Preparation, open_photo
+from regard.images import open_photo
 
 
 class Batch(NamedTuple):
@@ -58,9 +59,16 @@ class CachedRegions:
 
 
 class PreparedPhotos:
-    """Photos opened and prepared when they are needed, ``(B, 3, H, W)``."""
+    """Photos opened and prepared when they are needed, ``(B, 3, H, W)``.
 
-    def __init__(self, preparation: Preparation, paths: Sequence[Path]) -> None:
+    Args:
+        preparation: an upright RGB photo to ``(3, H, W)``, float32.
+        paths: of the photos.
+    """
+
+    def __init__(
+        self, preparation: Callable[[Image.Image], np.ndarray], paths: Sequence[Path]
+    ) -> None:
         self._preparation, self._paths = preparation, list(paths)
 
     def read(self, indices: Sequence[int]) -> Tensor:

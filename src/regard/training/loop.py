@@ -22,12 +22,11 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regard.config import TrainConfig
 from regard.data.batches import PhotoSource, Plan
 from regard.errors import RegardError
-from regard.training.learner import Learner
 from regard.training.log import RunLog
 from regard.training.schedule import rate
 
@@ -78,7 +77,7 @@ class Watch:
 def run_loop(
     *,
     fabric: Fabric,
-    learner: Learner,
+    learner: nn.Module,
     optimizer: torch.optim.Optimizer,
     plan: Plan,
     source: PhotoSource,
@@ -94,7 +93,8 @@ def run_loop(
 
     Args:
         fabric: launched.
-        learner: on its device, not yet wrapped.
+        learner: photos and captions to sums, as :class:`regard.training.learner.Learner`; on its
+            device, not yet wrapped.
         optimizer: of the learner's parameters; each group's ``lr`` is its highest rate.
         plan: the batches of this process.
         source: the photos.
@@ -221,7 +221,7 @@ def run_loop(
     return progress
 
 
-def clip_gradients(learner: Learner, most: float) -> float:
+def clip_gradients(learner: nn.Module, most: float) -> float:
     """Scale the gradient down to the norm ``most`` (0: never); its norm before that."""
     trained = [p for p in learner.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
@@ -309,7 +309,7 @@ def read_state(file: Path, device: torch.device) -> Any:
 
 
 def _save(
-    file: Path, learner: Learner, optimizer: torch.optim.Optimizer, progress: Progress
+    file: Path, learner: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
 ) -> None:
     state = {
         "learner": _trained(learner),
@@ -320,7 +320,7 @@ def _save(
 
 
 def _restore(
-    file: Path, learner: Learner, optimizer: torch.optim.Optimizer, device: torch.device
+    file: Path, learner: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> Progress:
     if not file.exists():
         return Progress()
@@ -335,9 +335,14 @@ def _restore(
     return Progress(**state["progress"])
 
 
-def _trained(learner: Learner) -> dict[str, Tensor]:
-    """What training changes: all of the decoder, and the encoder if it is here."""
-    return dict(learner.state_dict())
+def _trained(learner: nn.Module) -> dict[str, Tensor]:
+    """What training changes: all that is not frozen, statistics too."""
+    frozen = {
+        name
+        for name, parameter in learner.named_parameters(remove_duplicate=False)
+        if not parameter.requires_grad
+    }
+    return {name: value for name, value in learner.state_dict().items() if name not in frozen}
 
 
 def _explain(progress: Progress, loss: float, norm: float, rate: float, state_file: Path) -> str:

@@ -1,0 +1,205 @@
+"""A captioner of our own, made ready to be trained: vocabulary, encoder, decoder, sources."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from regard.build import (
+    build_decoder,
+    build_encoder,
+    build_vocabulary,
+    start_from_vectors,
+    with_embedding_width,
+)
+from regard.checkpoint import write_model
+from regard.config import Config
+from regard.data.batches import CachedRegions, Captions, PhotoSource, Plan, PreparedPhotos
+from regard.data.dataset import Photo
+from regard.data.features import build_features
+from regard.describe import Decoding, describe
+from regard.models.encoders import Encoder
+from regard.text.tokenise import tokenise
+from regard.text.vectors import read_vectors
+from regard.text.vocabulary import Lexicon
+from regard.training.learner import Learner
+from regard.training.loop import read_state, write_state
+from regard.training.trainee import Begin, Say, Trainee
+from regard.training.words import learn_words
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+
+def own_trainee(
+    config: Config,
+    photos: Sequence[Photo],
+    judged: Sequence[Photo],
+    *,
+    out: Path,
+    fabric: Fabric,
+    begin: Begin,
+    cache: Path | None,
+    message: Callable[[str], None],
+    features: Callable[[int, int], None],
+) -> Trainee:
+    """Build what the settings describe.
+
+    Args:
+        config: the settings.
+        photos: what is learnt.
+        judged: what judges.
+        out: the run.
+        fabric: launched.
+        begin: called before any work.
+        cache: root of the feature cache; none is the default one.
+        message: told one line at a time.
+        features: told photos encoded and photos in all.
+    """
+    tokens = [[tokenise(c) for c in p.captions] for p in photos]
+    vocabulary = build_vocabulary(config.text, (c for group in tokens for c in group))
+    vectors = None
+    if config.text.embeddings is not None:
+        vectors = read_vectors(Path(config.text.embeddings), vocabulary.words)
+        message(
+            f"Word vectors: {len(vectors.vectors)} of {len(vocabulary)} words "
+            f"({vectors.coverage(vocabulary.words):.1%}) have one."
+        )
+    config = with_embedding_width(config, vectors)
+    torch.manual_seed(config.seed)
+    encoder = build_encoder(config.encoder)
+    decoder = build_decoder(
+        config.decoder, vocabulary_size=len(vocabulary), feature_width=encoder.width
+    )
+    if vectors is not None:
+        start_from_vectors(decoder, vocabulary, vectors)
+    begin(config, {})
+    captions = _encoded(tokens, vocabulary, config.text.max_length)
+    if config.train.word_epochs and not encoder.frozen:
+        _learn_words(
+            out / "encoder.pt", encoder, photos, captions, vocabulary, config, fabric, message
+        )
+    source, judging = _sources(encoder, photos, judged, fabric, cache, message, features)
+    learner = Learner(
+        encoder=None if encoder.frozen else encoder,
+        decoder=decoder,
+        pad=vocabulary.pad,
+        label_smoothing=config.train.label_smoothing,
+    )
+    decoding = Decoding(beam=config.validation.beam)
+
+    def speaker() -> Say:
+        fast = decoder.fast(config.train.precision)
+
+        def say(photos: Tensor) -> list[tuple[str, ...]]:
+            regions = learner.regions(photos).float()
+            found = describe(fast, vocabulary, regions, grid=encoder.grid, decoding=decoding)
+            return [captions[0].words for captions in found]
+
+        return say
+
+    def keep(folder: Path, scores: Mapping[str, Any], data: str) -> None:
+        write_model(
+            folder, config=config, vocabulary=vocabulary, encoder=encoder, decoder=decoder,
+            scores=scores, data=data,
+        )  # fmt: skip
+
+    train = config.train
+    small = train.encoder_learning_rate if config.encoder.fine_tune_stages else None
+    return Trainee(
+        learner=learner,
+        rates=[
+            (list(decoder.parameters()), train.learning_rate),
+            (list(encoder.parameters()), small or train.learning_rate),
+        ],
+        captions=captions,
+        known=_encoded(
+            [[tokenise(c) for c in p.captions] for p in judged], vocabulary, config.text.max_length
+        ),
+        source=source,
+        judging=judging,
+        at_once=50,
+        speaker=speaker,
+        keep=keep,
+    )
+
+
+def _encoded(tokens: Sequence[Sequence[Sequence[str]]], vocabulary: Lexicon, most: int) -> Captions:
+    return Captions(
+        tuple(
+            tuple(tuple(vocabulary.encode(c, max_length=most)) for c in group if c)
+            for group in tokens
+        ),
+        pad=vocabulary.pad,
+        start=vocabulary.start,
+        end=vocabulary.end,
+    )
+
+
+def _learn_words(
+    file: Path,
+    encoder: Encoder,
+    photos: Sequence[Photo],
+    captions: Captions,
+    vocabulary: Lexicon,
+    config: Config,
+    fabric: Fabric,
+    message: Callable[[str], None],
+) -> None:
+    """Teach the encoder words in the first process, once, and freeze it in all of them."""
+    if fabric.is_global_zero and not file.exists():
+        words = torch.ones(len(vocabulary), dtype=torch.bool)
+        words[[vocabulary.pad, vocabulary.start, vocabulary.end]] = False
+        epochs = config.train.word_epochs
+        learn_words(
+            encoder.to(fabric.device),
+            PreparedPhotos(encoder.preparation, [p.path for p in photos]),
+            Plan(
+                captions,
+                grouping="photo",
+                batch_size=config.train.batch_size,
+                captions_per_photo=max(map(len, captions.by_photo)),
+                seed=config.seed,
+            ),
+            config.train,
+            words=words,
+            fabric=fabric,
+            on_epoch=lambda done, loss: message(
+                f"Words: epoch {done} of {epochs}, loss {loss:.2f} a photo."
+            ),
+        )
+        write_state(encoder.backbone.state_dict(), file)
+    fabric.barrier()
+    encoder.backbone.load_state_dict(read_state(file, fabric.device))
+    encoder.freeze()
+
+
+def _sources(
+    encoder: Encoder,
+    photos: Sequence[Photo],
+    judged: Sequence[Photo],
+    fabric: Fabric,
+    cache: Path | None,
+    message: Callable[[str], None],
+    features: Callable[[int, int], None],
+) -> tuple[PhotoSource, PhotoSource]:
+    """Where the photos come from: the feature cache, or the files if the encoder is trained."""
+    paths, judged_paths = [p.path for p in photos], [p.path for p in judged]
+    if not encoder.frozen:
+        return (
+            PreparedPhotos(encoder.preparation, paths),
+            PreparedPhotos(encoder.preparation, judged_paths),
+        )
+    store = build_features(
+        [*paths, *judged_paths],
+        encoder,
+        cache,
+        on_progress=features if fabric.is_global_zero else None,
+        on_message=message,
+    )
+    fabric.barrier()
+    return CachedRegions(store, paths), CachedRegions(store, judged_paths)
