@@ -18,6 +18,7 @@ from torch import Tensor
 from regard.checkpoint import Model, read_model
 from regard.describe import Caption, Decoding, describe
 from regard.errors import ModelError, PhotoError
+from regard.exported import Exported, find_exported, load_exported
 from regard.finished import Finished, find_finished, load_finished
 from regard.images import Placement, open_photo, overlay_map
 from regard.models.devices import find_device
@@ -239,6 +240,34 @@ class FinishedCaptioner(AnyCaptioner):
         return self.model.describe
 
 
+class ExportedCaptioner(AnyCaptioner):
+    """A captioner exported to ONNX; threads may share one.
+
+    Args:
+        model: from :func:`regard.exported.load_exported`.
+    """
+
+    def __init__(self, model: Exported) -> None:
+        self.model = model
+
+    def _prepare(self, photo: Image.Image) -> np.ndarray:
+        return self.model.preparation(photo)
+
+    def _placement(self, size: tuple[int, int]) -> Placement:
+        return self.model.preparation.placement(*size)
+
+    def _describer(self, photos: int, batch_size: int) -> Describer:
+        model = self.model
+
+        def describer(prepared: Sequence[np.ndarray], decoding: Decoding) -> list[list[Caption]]:
+            regions = model.encode(torch.from_numpy(np.stack(prepared)))  # (B, L, D)
+            return describe(
+                model.decoder, model.vocabulary, regions, grid=model.grid, decoding=decoding
+            )
+
+        return describer
+
+
 def load(
     source: str | Path,
     *,
@@ -249,8 +278,9 @@ def load(
     """Load a captioner.
 
     Args:
-        source: a run, a model folder, or a hub id; or a folder or hub id of a finished captioner:
-            a BLIP, a GIT, a BLIP-2 or a vision-encoder-decoder of transformers.
+        source: a run, a model folder, or a hub id; or a folder or hub id of a captioner that
+            `regard export` made, or of a finished one: a BLIP, a GIT, a BLIP-2 or a
+            vision-encoder-decoder of transformers.
         encoder: another place of the encoder's weights than the model names.
         revision: commit or tag of a hub id.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
@@ -261,4 +291,6 @@ def load(
     """
     if find_finished(source, revision=revision) is not None:
         return FinishedCaptioner(load_finished(source, revision=revision, device=device))
+    if find_exported(source, revision=revision) is not None:
+        return ExportedCaptioner(load_exported(source, revision=revision, device=device))
     return Captioner(read_model(source, encoder=encoder, revision=revision), device=device)

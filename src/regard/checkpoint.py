@@ -14,7 +14,6 @@ weights.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -30,6 +29,7 @@ import regard
 from regard.build import build_decoder, build_encoder, read_vocabulary
 from regard.config import Config, recorded
 from regard.errors import ConfigError, ModelError
+from regard.files import hash_file
 from regard.models.decoder import Decoder
 from regard.models.encoders import Encoder, encoder_from_description
 from regard.models.hub import fetch, is_hub_id
@@ -62,6 +62,8 @@ class Model:
     """SHA-256 of ``model.safetensors``."""
     scores: Mapping[str, Any]
     """What the folder says was measured."""
+    folder: Path | None = None
+    """Where it was read from; none if it was made here."""
 
 
 def write_model(
@@ -97,7 +99,7 @@ def write_model(
         "format": FORMAT,
         "regard": regard.__version__,
         "kind": config.decoder.kind,
-        "weights": _hash(weights),
+        "weights": hash_file(weights),
         "settings": config.model_dump(),
         "encoder": encoder.describe(),
         "trained_encoder": encoder.stored,
@@ -133,7 +135,7 @@ def read_model(
     folder = _find(source, revision)
     described = _read_config(folder)
     weights_file = folder / "model.safetensors"
-    weights_hash = _hash(weights_file)
+    weights_hash = hash_file(weights_file)
     if weights_hash != described["weights"]:
         raise ModelError(
             f"{weights_file} is not the file that {folder / 'config.json'} was written for: its "
@@ -160,7 +162,7 @@ def read_model(
         _fill(seer, tensors, "encoder.", weights_file)
     return Model(
         config, vocabulary, seer.eval(), decoder.eval().requires_grad_(False), weights_hash,
-        described.get("scores", {}),
+        described.get("scores", {}), folder,
     )  # fmt: skip
 
 
@@ -193,16 +195,16 @@ def _find(source: str | Path, revision: str | None) -> Path:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    missing = [name for name in _FILES if not (folder / name).is_file()]
-    if missing:
-        raise ModelError(
-            f"The model folder {folder} lacks {', '.join(missing)}. Copy the whole folder again."
-        )
     file = folder / "config.json"
     try:
         described = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{file} cannot be read: {error}. Copy it again.") from error
+    if isinstance(described, dict) and "exported" in described:
+        raise ModelError(
+            f"{folder} is a captioner exported to ONNX, which captions photos and no more. Give "
+            "the run or the model folder that it was exported from."
+        )
     if not isinstance(described, dict) or "format" not in described:
         raise ModelError(
             f"{file} is not of a captioner written by regard: it has no format version. "
@@ -213,6 +215,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{file} has format {described['format']}; this regard {regard.__version__} reads "
             f"format {FORMAT}. Install the version of regard that wrote it "
             f"({described.get('regard', 'unknown')}), or a newer one."
+        )
+    if not (folder / _FILES[1]).is_file():
+        raise ModelError(
+            f"The model folder {folder} lacks {_FILES[1]}. Copy the whole folder again."
         )
     wanted = {"weights", "settings", "encoder", "trained_encoder", "feature_width"}
     lacking = sorted(wanted - set(described))
@@ -268,11 +274,6 @@ def _fill(
             "again."
         )
     module.load_state_dict(own)
-
-
-def _hash(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _card(described: Mapping[str, Any], config: Config, words: int) -> str:

@@ -60,6 +60,9 @@ SplitSeed = Annotated[
 ModelPath = Annotated[
     str, typer.Option("--model", help="A run, a model folder, or a hub id.", show_default=False)
 ]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A run, a model folder, or a hub id.")
+]
 EncoderPlace = Annotated[
     str | None,
     typer.Option("--encoder", help="Where the encoder's weights are, if not where the model says."),
@@ -509,6 +512,23 @@ def gaze_check(
     if json_out is not None:
         result.write(json_out)
     Console(soft_wrap=True, highlight=False).print(render(result))
+
+
+@app.command()
+def export(
+    model: ModelArgument,
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder of the networks, not there yet or empty.")
+    ],
+    revision: Revision = None,
+    encoder: EncoderPlace = None,
+) -> None:
+    """Write a captioner as ONNX, for onnxruntime, and see that it says the same."""
+    from regard.apps.export import export_model
+
+    differences = export_model(model, out, encoder=encoder, revision=revision)
+    said = ", ".join(f"{name} {far:.0e}" for name, far in differences.items())
+    typer.echo(f"The exported captioner is in {out}. Furthest from torch: {said}")
 
 
 @app.command()

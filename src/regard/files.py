@@ -1,7 +1,8 @@
-"""Files that are never seen half written."""
+"""Files that are never seen half written, and are known by their hash."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,3 +27,9 @@ def write_json(file: Path, values: Mapping[str, Any]) -> None:
             f"{file} cannot be written: {error.strerror or error}. Give a place that can be "
             "written to."
         ) from error
+
+
+def hash_file(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -26,6 +26,15 @@ class State(Protocol):
         ...
 
 
+class Parts(NamedTuple):
+    """A state as plain tensors by name, the same names for every state of a decoder."""
+
+    rows: dict[str, Tensor]
+    """Each ``(R, ...)``, what differs between the captions of a photo."""
+    photos: dict[str, Tensor]
+    """Each ``(B, ...)``, what is known of the photos and stays as it is."""
+
+
 class Read(NamedTuple):
     """What a decoder makes of known captions."""
 
@@ -44,6 +53,18 @@ class Step(NamedTuple):
     """``(R, L)``, where it looked."""
     state: State
     """The state after the word."""
+
+
+class Speaker(Protocol):
+    """What captions can be searched with: a decoder, or one that was exported."""
+
+    def start(self, regions: Tensor) -> State:
+        """The state before the first word, one row for each photo of ``(B, L, D)``."""
+        ...
+
+    def step(self, tokens: Tensor, state: Any) -> Step:
+        """Say one word, ``(R,)`` ids, in each row of a state of its own."""
+        ...
 
 
 class Decoder(nn.Module, ABC):
@@ -77,6 +98,24 @@ class Decoder(nn.Module, ABC):
     @abstractmethod
     def step(self, tokens: Tensor, state: Any) -> Step:
         """Say one word, ``(R,)`` ids, in each row of a state of its own."""
+
+    @abstractmethod
+    def apart(self, state: Any) -> Parts:
+        """A state of its own as plain tensors."""
+
+    @abstractmethod
+    def together(self, parts: Parts, photo: Tensor) -> State:
+        """The state of these parts, its rows those of all photos in their order, to each as many.
+
+        Args:
+            parts: as :meth:`apart` has them.
+            photo: ``(R,)``, which photo each row describes.
+        """
+
+
+def in_order(photos: int, each: int, device: torch.device) -> Tensor:
+    """Which photo each row describes, ``(R,)``, where each of B photos has as many rows."""
+    return torch.arange(photos, device=device).unsqueeze(1).expand(photos, each).flatten()
 
 
 def evenly(photo: Tensor, photos: int) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.models.attention import AdditiveAttention
-from regard.models.decoder import Decoder, Read, Step, evenly
+from regard.models.decoder import Decoder, Parts, Read, Step, evenly, in_order
 from regard.models.recurrence import Weights, recur
 
 
@@ -130,7 +130,7 @@ class LstmDecoder(Decoder):
         regions = _lowered(regions)
         h, c = self._start(regions)
         keys = self.attention.keys(regions)
-        return LstmState(h, c, _count(len(h), h).long(), True, keys, regions)
+        return LstmState(h, c, in_order(h.shape[0], 1, h.device), True, keys, regions)
 
     def step(self, tokens: Tensor, state: LstmState) -> Step:
         """Say one word, ``(R,)`` ids, in each row of the state."""
@@ -138,7 +138,7 @@ class LstmDecoder(Decoder):
             keys, regions = state.keys, state.regions
         else:
             keys, regions = state.keys[state.photo], state.regions[state.photo]
-        photos = len(keys)
+        photos = keys.shape[0]  # not len(): an exported batch would be of one size
         context, attention = self.attention(
             state.h.view(photos, -1, self.hidden_width), keys, regions
         )
@@ -156,10 +156,19 @@ class LstmDecoder(Decoder):
         after = LstmState(h, c, state.photo, state.even, state.keys, state.regions)
         return Step(self.logits(h), attention.flatten(0, 1), after)
 
+    def apart(self, state: LstmState) -> Parts:
+        """A state as plain tensors."""
+        return Parts({"h": state.h, "c": state.c}, {"keys": state.keys, "values": state.regions})
+
+    def together(self, parts: Parts, photo: Tensor) -> LstmState:
+        """The state of these parts; see :meth:`Decoder.together`."""
+        (h, c), (keys, regions) = (tuple(tensors.values()) for tensors in parts)
+        return LstmState(h, c, photo, True, keys, regions)
+
     def _start(self, regions: Tensor) -> tuple[Tensor, Tensor]:
         """The state before the first word, two of ``(B, N)``."""
         if self.start_h is None or self.start_c is None:
-            zero = regions.new_zeros(len(regions), self.hidden_width)
+            zero = regions.new_zeros(regions.shape[0], self.hidden_width)
             return zero, zero
         mean = regions.mean(dim=1)  # (B, D)
         return torch.tanh(self.start_h(mean)), self.start_c(mean)
@@ -187,7 +196,3 @@ def _lowered(regions: Tensor) -> Tensor:
     return (
         regions.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else regions
     )
-
-
-def _count(photos: int, like: Tensor) -> Tensor:
-    return torch.arange(photos, device=like.device)

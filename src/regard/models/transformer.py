@@ -15,7 +15,7 @@ Where it looked for a word is the mean over the heads of the last layer's attent
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regard.models.decoder import Decoder, Read, Step, evenly
+from regard.models.decoder import Decoder, Parts, Read, Step, evenly, in_order
 
 POSITIONS = 201
 """Learned positions: ``<START>`` and the most words that a caption may be asked to have."""
@@ -148,7 +148,7 @@ class TransformerDecoder(Decoder):
         seen = self._seen(regions)
         photos, heads, _, width = seen[0].keys.shape
         nothing = seen[0].keys.new_empty(photos, heads, 0, width)
-        photo = torch.arange(photos, device=regions.device)
+        photo = in_order(photos, 1, regions.device)
         return TransformerState((Memory(nothing, nothing),) * len(seen), photo, True, seen)
 
     def step(self, tokens: Tensor, state: TransformerState) -> Step:
@@ -157,10 +157,20 @@ class TransformerDecoder(Decoder):
         if not state.even:
             seen = tuple(memory.rows(state.photo) for memory in seen)
         length = state.said[0].keys.shape[2]
-        words = self._enter(tokens.view(len(seen[0].keys), -1, 1), first=length)  # (B, R / B, 1, N)
+        photos = seen[0].keys.shape[0]  # not len(): an exported batch would be of one size
+        words = self._enter(tokens.view(photos, -1, 1), first=length)  # (B, R / B, 1, N)
         words, said, attention = self._through(words, seen, state.said)
         after = TransformerState(said, state.photo, state.even, state.seen)
         return Step(self.logits(words.flatten(0, 2)), attention.flatten(0, 2), after)
+
+    def apart(self, state: TransformerState) -> Parts:
+        """A state as plain tensors."""
+        return Parts(_named("said", state.said), _named("seen", state.seen))
+
+    def together(self, parts: Parts, photo: Tensor) -> TransformerState:
+        """The state of these parts; see :meth:`Decoder.together`."""
+        said, seen = (_memories(tensors) for tensors in parts)
+        return TransformerState(said, photo, True, seen)
 
     def _enter(self, tokens: Tensor, *, first: int) -> Tensor:
         """Words and their positions from ``first`` on: ids ``(B, K, T)`` to ``(B, K, T, N)``."""
@@ -280,6 +290,21 @@ def attend(query: Tensor, memory: Memory, *, causal: bool = False) -> tuple[Tens
         scores = scores.masked_fill(later, -torch.inf)
     weights = scores.softmax(dim=-1)
     return weights.to(memory.values.dtype) @ memory.values, weights
+
+
+def _named(what: str, memories: Sequence[Memory]) -> dict[str, Tensor]:
+    """The keys and values of each layer, by names."""
+    return {
+        f"{what}_{part}_{i}": tensor
+        for i, memory in enumerate(memories)
+        for part, tensor in memory._asdict().items()
+    }
+
+
+def _memories(tensors: Mapping[str, Tensor]) -> tuple[Memory, ...]:
+    """The memory of each layer, from what :func:`_named` made."""
+    parts = list(tensors.values())
+    return tuple(map(Memory, parts[::2], parts[1::2]))
 
 
 def _sinusoids(places: Tensor, like: Tensor, width: int) -> Tensor:
