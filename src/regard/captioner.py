@@ -155,6 +155,11 @@ class AnyCaptioner(ABC):
         """Why its captions have no maps, in one line; none where they have."""
         return None
 
+    @property
+    @abstractmethod
+    def folder(self) -> Path | None:
+        """Where it was read from; none if it was made here."""
+
     @abstractmethod
     def _prepare(self, photo: Image.Image) -> Any:
         """What is kept of an upright RGB photo until its batch is together."""
@@ -182,6 +187,11 @@ class Captioner(AnyCaptioner):
         self.decoder = model.decoder.to(self.device)
         self._encoder = model.encoder.to(self.device)
         self.encode = self._encoder.fast(self._encoder.fast_precision())
+
+    @property
+    def folder(self) -> Path | None:
+        """Where it was read from; none if it was made here."""
+        return self.model.folder
 
     def describe(self, regions: Tensor, decoding: Decoding) -> list[list[Caption]]:
         """Candidates for photos given as regions ``(B, L, D)``, for each photo best first."""
@@ -226,6 +236,11 @@ class FinishedCaptioner(AnyCaptioner):
         self.model = model
 
     @property
+    def folder(self) -> Path:
+        """Where it was read from."""
+        return self.model.folder
+
+    @property
     def no_gaze(self) -> str | None:
         """Why its captions have no maps, in one line; none where they have."""
         return None if self.model.grid is not None else self.model.no_gaze
@@ -249,6 +264,11 @@ class ExportedCaptioner(AnyCaptioner):
 
     def __init__(self, model: Exported) -> None:
         self.model = model
+
+    @property
+    def folder(self) -> Path:
+        """Where it was read from."""
+        return self.model.folder
 
     def _prepare(self, photo: Image.Image) -> np.ndarray:
         return self.model.preparation(photo)

@@ -32,7 +32,7 @@ from regard.errors import ConfigError, ModelError
 from regard.files import hash_file
 from regard.models.decoder import Decoder
 from regard.models.encoders import Encoder, encoder_from_description
-from regard.models.hub import fetch, is_hub_id
+from regard.models.hub import WEIGHTS, fetch, is_hub_id
 from regard.text.subwords import Subwords
 from regard.text.vocabulary import Lexicon, Vocabulary
 
@@ -46,7 +46,7 @@ _DECODERS = {
     'words and to the\nregions (Vaswani et al., "Attention is all you need", 2017).',
 }
 
-_FILES = ("config.json", "model.safetensors")
+_FILES = ("config.json", WEIGHTS)
 _VOCABULARIES = (Vocabulary.file_name, Subwords.file_name)
 
 
@@ -93,7 +93,7 @@ def write_model(
     tensors = {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
     if encoder.stored:
         tensors |= {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
-    weights = beside / "model.safetensors"
+    weights = beside / WEIGHTS
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(weights))
     described = {
         "format": FORMAT,
@@ -133,19 +133,9 @@ def read_model(
         ModelError: something is missing, damaged, of a newer format, or does not fit together.
     """
     folder = _find(source, revision)
-    described = _read_config(folder)
-    weights_file = folder / "model.safetensors"
-    weights_hash = hash_file(weights_file)
-    if weights_hash != described["weights"]:
-        raise ModelError(
-            f"{weights_file} is not the file that {folder / 'config.json'} was written for: its "
-            f"SHA-256 is {weights_hash[:12]}..., {str(described['weights'])[:12]}... was "
-            "expected. Copy the whole folder again."
-        )
-    try:
-        config = recorded(described["settings"], source=f"the settings in {folder / 'config.json'}")
-    except ConfigError as error:
-        raise ModelError(str(error)) from error
+    described = _verified(folder)
+    weights_file = folder / WEIGHTS
+    config = _settings(described, folder)
     vocabulary = read_vocabulary(folder, config.text.vocabulary)
     seer = _build_encoder(config, described, encoder, folder)
     decoder = build_decoder(
@@ -161,13 +151,30 @@ def read_model(
     if described["trained_encoder"]:
         _fill(seer, tensors, "encoder.", weights_file)
     return Model(
-        config, vocabulary, seer.eval(), decoder.eval().requires_grad_(False), weights_hash,
+        config, vocabulary, seer.eval(), decoder.eval().requires_grad_(False), described["weights"],
         described.get("scores", {}), folder,
     )  # fmt: skip
 
 
-def _find(source: str | Path, revision: str | None) -> Path:
-    """The local folder of a source."""
+def verified_folder(source: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The model folder at a place of this machine and its ``config.json``, its files verified.
+
+    Args:
+        source: a model folder, or a run (its best model is taken).
+
+    Raises:
+        ModelError: there is none, or it is not complete, damaged or of a newer format.
+    """
+    folder = _local(source)
+    if folder is None:
+        raise ModelError(f"There is no model at {source}. Give a run or a model folder.")
+    described = _verified(folder)
+    read_vocabulary(folder, _settings(described, folder).text.vocabulary)
+    return folder, described
+
+
+def _local(source: str | Path) -> Path | None:
+    """The model folder at a place of this machine; none if nothing is there."""
     path = Path(source)
     for folder in (path, path / "model"):
         if (folder / "config.json").is_file():
@@ -178,6 +185,13 @@ def _find(source: str | Path, revision: str | None) -> Path:
             f"model folder holds {', '.join(_FILES)} and {' or '.join(_VOCABULARIES)}; a run has "
             "one in RUN/model after its first epoch."
         )
+    return None
+
+
+def _find(source: str | Path, revision: str | None) -> Path:
+    """The local folder of a source."""
+    if (folder := _local(source)) is not None:
+        return folder
     name = str(source)
     if not is_hub_id(name):
         raise ModelError(
@@ -186,12 +200,33 @@ def _find(source: str | Path, revision: str | None) -> Path:
         )
     return fetch(
         name,
-        (_FILES[0], *_VOCABULARIES, "README.md", _FILES[1]),
+        (_FILES[0], *_VOCABULARIES, "README.md", WEIGHTS),
         optional=(*_VOCABULARIES, "README.md"),
         revision=revision,
         subject="Model",
         option="--model",
     )
+
+
+def _settings(described: Mapping[str, Any], folder: Path) -> Config:
+    try:
+        return recorded(described["settings"], source=f"the settings in {folder / 'config.json'}")
+    except ConfigError as error:
+        raise ModelError(str(error)) from error
+
+
+def _verified(folder: Path) -> dict[str, Any]:
+    """What a model folder says of itself, if its weights are those that it says it of."""
+    described = _read_config(folder)
+    weights_file = folder / WEIGHTS
+    weights_hash = hash_file(weights_file)
+    if weights_hash != described["weights"]:
+        raise ModelError(
+            f"{weights_file} is not the file that {folder / 'config.json'} was written for: its "
+            f"SHA-256 is {weights_hash[:12]}..., {str(described['weights'])[:12]}... was "
+            "expected. Copy the whole folder again."
+        )
+    return described
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -216,10 +251,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"format {FORMAT}. Install the version of regard that wrote it "
             f"({described.get('regard', 'unknown')}), or a newer one."
         )
-    if not (folder / _FILES[1]).is_file():
-        raise ModelError(
-            f"The model folder {folder} lacks {_FILES[1]}. Copy the whole folder again."
-        )
+    if not (folder / WEIGHTS).is_file():
+        raise ModelError(f"The model folder {folder} lacks {WEIGHTS}. Copy the whole folder again.")
     wanted = {"weights", "settings", "encoder", "trained_encoder", "feature_width"}
     lacking = sorted(wanted - set(described))
     if lacking:

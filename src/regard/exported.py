@@ -55,6 +55,8 @@ _OPTIONAL = (*_VOCABULARIES, "README.md", *_LARGE)
 class Exported:
     """An exported captioner, ready to be used; threads may share it."""
 
+    folder: Path
+    """Where it was read from."""
     encoder: Network
     decoder: ExportedDecoder
     vocabulary: Lexicon
@@ -113,16 +115,47 @@ def load_exported(
             str(source), _FILES, optional=_OPTIONAL, revision=revision, subject="Model",
             option="--model",
         )  # fmt: skip
-    described = _read_config(folder)
+    described = verified(folder)
     start, step, encoder = (Network(folder / name) for name in (START, STEP, ENCODER))
     state = described["state"]
     return Exported(
+        folder=folder,
         encoder=encoder,
         decoder=ExportedDecoder(start, step, rows=state["rows"], photos=state["photos"]),
         vocabulary=read_vocabulary(folder, described["vocabulary"]["setting"]),
         preparation=Preparation.from_dict(described["encoder"]["preparation"]),
         grid=tuple(described["encoder"]["grid"]),
     )
+
+
+def verified(folder: Path) -> dict[str, Any]:
+    """What an exported captioner's ``config.json`` says, if its files are those that it names.
+
+    Raises:
+        ModelError: one is missing or damaged, or the folder is of a newer format.
+    """
+    file = folder / "config.json"
+    described = read_json(file)
+    if described["exported"] != FORMAT:
+        raise ModelError(
+            f"{file} has format {described['exported']} of exported captioners; this regard "
+            f"{regard.__version__} reads format {FORMAT}. Install the version of regard that wrote "
+            f"it ({described.get('regard', 'unknown')}), or a newer one."
+        )
+    wanted = {"encoder", "vocabulary", "state", "files"}
+    if lacking := sorted(wanted - described.keys()):
+        raise ModelError(f"{file} lacks {', '.join(lacking)}. Copy it again.")
+    for name, expected in described["files"].items():
+        if not (folder / name).is_file():
+            raise ModelError(
+                f"The exported captioner {folder} lacks {name}. Copy the whole folder again."
+            )
+        if (found := hash_file(folder / name)) != expected:
+            raise ModelError(
+                f"{folder / name} is not the file that {file} was written for: its SHA-256 is "
+                f"{found[:12]}..., {expected[:12]}... was expected. Copy the whole folder again."
+            )
+    return described
 
 
 class Network:
@@ -235,29 +268,3 @@ class ExportedDecoder:
 def by_photo(rows: Tensor, photos: int, each: int) -> Tensor:
     """Rows ``(R, ...)`` as those of each photo, ``(B, K, ...)``."""
     return rows.view(photos, each, *rows.shape[1:])
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    """What the folder says of itself, its files verified."""
-    file = folder / "config.json"
-    described = read_json(file)
-    if described["exported"] != FORMAT:
-        raise ModelError(
-            f"{file} has format {described['exported']} of exported captioners; this regard "
-            f"{regard.__version__} reads format {FORMAT}. Install the version of regard that wrote "
-            f"it ({described.get('regard', 'unknown')}), or a newer one."
-        )
-    wanted = {"encoder", "vocabulary", "state", "files"}
-    if lacking := sorted(wanted - described.keys()):
-        raise ModelError(f"{file} lacks {', '.join(lacking)}. Copy it again.")
-    for name, expected in described["files"].items():
-        if not (folder / name).is_file():
-            raise ModelError(
-                f"The exported captioner {folder} lacks {name}. Copy the whole folder again."
-            )
-        if (found := hash_file(folder / name)) != expected:
-            raise ModelError(
-                f"{folder / name} is not the file that {file} was written for: its SHA-256 is "
-                f"{found[:12]}..., {expected[:12]}... was expected. Copy the whole folder again."
-            )
-    return described
