@@ -19,6 +19,7 @@ from torch import Tensor
 import foreign
 import tiny
 from regard.apps.export import export_model
+from regard.apps.push import push_model
 from regard.build import build_decoder, build_encoder
 from regard.captioner import Captioner, ExportedCaptioner, PhotoCaption, load
 from regard.checkpoint import read_model, write_model
@@ -239,6 +240,30 @@ def test_encoders_of_transformers_are_exported(family, tmp_path, photos):
 
 def read_grid(folder: Path) -> tuple[int, ...]:
     return tuple(json.loads((folder / "config.json").read_text())["encoder"]["grid"])
+
+
+def test_it_goes_to_the_hub_and_comes_from_there(export, photos, monkeypatch):
+    _, out = export(FIRST)
+    pushed: list[str] = []
+
+    def upload(folder: Path, files: list[str], repository: str, **_: object) -> str:
+        assert folder == out
+        pushed.extend(files)
+        return "c"
+
+    def fetch(repository: str, files: list[str], *, optional: tuple[str, ...] = (), **more) -> Path:
+        assert (repository, more["revision"]) == ("someone/captioner", "v2")
+        assert set(files) - set(optional) <= set(pushed)
+        return out
+
+    monkeypatch.setattr("regard.apps.push.upload", upload)
+    push_model(out, "someone/captioner", say=print)
+    assert sorted(pushed) == sorted(file.name for file in out.iterdir())
+    for module in ("exported", "finished"):
+        monkeypatch.setattr(f"regard.{module}.fetch", fetch)
+    found = load("someone/captioner", revision="v2")
+    assert isinstance(found, ExportedCaptioner)
+    assert found.caption(photos[0]).text == load(out).caption(photos[0]).text
 
 
 # --- what goes wrong --------------------------------------------------------------------------
