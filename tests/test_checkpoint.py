@@ -14,6 +14,7 @@ from regard.build import build_decoder, build_encoder
 from regard.checkpoint import Model, read_model, write_model
 from regard.config import Config, make_config
 from regard.errors import ModelError
+from regard.files import hash_file
 from regard.models.decoder import Decoder
 from regard.models.encoders import Encoder
 from regard.text.subwords import Subwords
@@ -218,13 +219,11 @@ def test_every_damage_is_named(folder, tmp_path):
 
 def rewritten(folder: Path, change) -> None:
     """Other tensors under a hash that fits them."""
-    from regard.checkpoint import _hash
-
     file = folder / "model.safetensors"
     tensors = load_file(file)
     change(tensors)
     save_file(tensors, str(file))
-    changed(folder, weights=_hash(file))
+    changed(folder, weights=hash_file(file))
 
 
 def test_tensors_that_do_not_fit_are_all_named(folder):

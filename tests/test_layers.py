@@ -28,6 +28,7 @@ FLOORS = {
     "data.batches": 3,
     "describe": 3,
     "checkpoint": 4,
+    "exported": 4,
     "finished": 4,
     "rerank": 4,
     "captioner": 5,

@@ -18,6 +18,7 @@ from torch import Tensor
 from regard.checkpoint import Model, read_model
 from regard.describe import Caption, Decoding, describe
 from regard.errors import ModelError, PhotoError
+from regard.exported import Exported, find_exported, load_exported
 from regard.finished import Finished, find_finished, load_finished
 from regard.images import Placement, open_photo, overlay_map
 from regard.models.devices import find_device
@@ -156,6 +157,11 @@ class AnyCaptioner(ABC):
 
     @property
     @abstractmethod
+    def folder(self) -> Path | None:
+        """Where it was read from; none if it was made here."""
+
+    @property
+    @abstractmethod
     def grid(self) -> tuple[int, int] | None:
         """H and W of the maps; none where the captions have none."""
 
@@ -187,6 +193,11 @@ class Captioner(AnyCaptioner):
         self._encoder = model.encoder.to(self.device)
         self._speaker = model.speaker()
         self.encode = self._encoder.fast(self._encoder.fast_precision())
+
+    @property
+    def folder(self) -> Path | None:
+        """Where it was read from; none if it was made here."""
+        return self.model.folder
 
     def describe(self, regions: Tensor, decoding: Decoding) -> list[list[Caption]]:
         """Candidates for photos given as regions ``(B, L, D)``, for each photo best first."""
@@ -237,6 +248,11 @@ class FinishedCaptioner(AnyCaptioner):
         self.model = model
 
     @property
+    def folder(self) -> Path:
+        """Where it was read from."""
+        return self.model.folder
+
+    @property
     def no_gaze(self) -> str | None:
         """Why its captions have no maps, in one line; none where they have."""
         return None if self.grid is not None else self.model.no_gaze
@@ -257,6 +273,45 @@ class FinishedCaptioner(AnyCaptioner):
         return self.model.describe
 
 
+class ExportedCaptioner(AnyCaptioner):
+    """A captioner exported to ONNX; threads may share one.
+
+    Args:
+        model: from :func:`regard.exported.load_exported`.
+    """
+
+    def __init__(self, model: Exported) -> None:
+        self.model = model
+
+    @property
+    def folder(self) -> Path:
+        """Where it was read from."""
+        return self.model.folder
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """H and W of the maps."""
+        return self.model.grid
+
+    def placement(self, size: tuple[int, int]) -> Placement:
+        """Where the maps lie on an upright photo of this width and height, in its pixels."""
+        return self.model.preparation.placement(*size)
+
+    def _prepare(self, photo: Image.Image) -> np.ndarray:
+        return self.model.preparation(photo)
+
+    def _describer(self, photos: int, batch_size: int) -> Describer:
+        model = self.model
+
+        def describer(prepared: Sequence[np.ndarray], decoding: Decoding) -> list[list[Caption]]:
+            regions = model.encode(torch.from_numpy(np.stack(prepared)))  # (B, L, D)
+            return describe(
+                model.decoder, model.vocabulary, regions, grid=model.grid, decoding=decoding
+            )
+
+        return describer
+
+
 def load(
     source: str | Path,
     *,
@@ -267,8 +322,9 @@ def load(
     """Load a captioner.
 
     Args:
-        source: a run, a model folder, or a hub id; or a folder or hub id of a finished captioner:
-            a BLIP, a GIT, a BLIP-2, a Florence-2 or a vision-encoder-decoder of transformers.
+        source: a run, a model folder, or a hub id; or a folder or hub id of a captioner that
+            `regard export` made, or of a finished one: a BLIP, a GIT, a BLIP-2, a Florence-2 or a
+            vision-encoder-decoder of transformers.
         encoder: another place of the encoder's weights than the model names.
         revision: commit or tag of a hub id.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
@@ -279,4 +335,6 @@ def load(
     """
     if find_finished(source, revision=revision) is not None:
         return FinishedCaptioner(load_finished(source, revision=revision, device=device))
+    if find_exported(source, revision=revision) is not None:
+        return ExportedCaptioner(load_exported(source, revision=revision, device=device))
     return Captioner(read_model(source, encoder=encoder, revision=revision), device=device)

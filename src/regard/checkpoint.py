@@ -14,7 +14,6 @@ weights.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,10 +29,10 @@ from regard.build import build_decoder, build_encoder, read_vocabulary
 from regard.card import CARE, score_table
 from regard.config import Config, recorded
 from regard.errors import ConfigError, ModelError
-from regard.files import replaced_folder
+from regard.files import hash_file, replaced_folder
 from regard.models.decoder import Decoder
 from regard.models.encoders import Encoder, encoder_from_description
-from regard.models.hub import fetch, is_hub_id
+from regard.models.hub import WEIGHTS, fetch, is_hub_id
 from regard.text.subwords import Subwords
 from regard.text.vocabulary import Lexicon, Vocabulary
 
@@ -47,7 +46,7 @@ _DECODERS = {
     'words and to the\nregions (Vaswani et al., "Attention is all you need", 2017).',
 }
 
-_FILES = ("config.json", "model.safetensors")
+_FILES = ("config.json", WEIGHTS)
 _VOCABULARIES = (Vocabulary.file_name, Subwords.file_name)
 
 
@@ -63,6 +62,8 @@ class Model:
     """SHA-256 of ``model.safetensors``."""
     scores: Mapping[str, Any]
     """What the folder says was measured."""
+    folder: Path | None = None
+    """Where it was read from; none if it was made here."""
 
     def speaker(self) -> Decoder:
         """The decoder in the form that is used, on the device where it is now."""
@@ -94,13 +95,13 @@ def write_model(
     if encoder.stored:
         tensors |= {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
     with replaced_folder(folder) as beside:
-        weights = beside / "model.safetensors"
+        weights = beside / WEIGHTS
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(weights))
         described = {
             "format": FORMAT,
             "regard": regard.__version__,
             "kind": config.decoder.kind,
-            "weights": _hash(weights),
+            "weights": hash_file(weights),
             "settings": config.in_use(),
             "encoder": encoder.describe(),
             "trained_encoder": encoder.stored,
@@ -130,19 +131,9 @@ def read_model(
         ModelError: something is missing, damaged, of a newer format, or does not fit together.
     """
     folder = _find(source, revision)
-    described = _read_config(folder)
-    weights_file = folder / "model.safetensors"
-    weights_hash = _hash(weights_file)
-    if weights_hash != described["weights"]:
-        raise ModelError(
-            f"{weights_file} is not the file that {folder / 'config.json'} was written for: its "
-            f"SHA-256 is {weights_hash[:12]}..., {str(described['weights'])[:12]}... was "
-            "expected. Copy the whole folder again."
-        )
-    try:
-        config = recorded(described["settings"], source=f"the settings in {folder / 'config.json'}")
-    except ConfigError as error:
-        raise ModelError(str(error)) from error
+    described = _verified(folder)
+    weights_file = folder / WEIGHTS
+    config = _settings(described, folder)
     vocabulary = read_vocabulary(folder, config.text.vocabulary)
     seer = _build_encoder(config, described, encoder, folder)
     decoder = build_decoder(
@@ -158,13 +149,30 @@ def read_model(
     if described["trained_encoder"]:
         _fill(seer, tensors, "encoder.", weights_file)
     return Model(
-        config, vocabulary, seer.eval(), decoder.eval().requires_grad_(False), weights_hash,
-        described.get("scores", {}),
+        config, vocabulary, seer.eval(), decoder.eval().requires_grad_(False), described["weights"],
+        described.get("scores", {}), folder,
     )  # fmt: skip
 
 
-def _find(source: str | Path, revision: str | None) -> Path:
-    """The local folder of a source."""
+def verified_folder(source: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The model folder at a place of this machine and its ``config.json``, its files verified.
+
+    Args:
+        source: a model folder, or a run (its best model is taken).
+
+    Raises:
+        ModelError: there is none, or it is not complete, damaged or of a newer format.
+    """
+    folder = _local(source)
+    if folder is None:
+        raise ModelError(f"There is no model at {source}. Give a run or a model folder.")
+    described = _verified(folder)
+    read_vocabulary(folder, _settings(described, folder).text.vocabulary)
+    return folder, described
+
+
+def _local(source: str | Path) -> Path | None:
+    """The model folder at a place of this machine; none if nothing is there."""
     path = Path(source)
     for folder in (path, path / "model"):
         if (folder / "config.json").is_file():
@@ -175,6 +183,13 @@ def _find(source: str | Path, revision: str | None) -> Path:
             f"model folder holds {', '.join(_FILES)} and {' or '.join(_VOCABULARIES)}; a run has "
             "one in RUN/model after its first epoch."
         )
+    return None
+
+
+def _find(source: str | Path, revision: str | None) -> Path:
+    """The local folder of a source."""
+    if (folder := _local(source)) is not None:
+        return folder
     name = str(source)
     if not is_hub_id(name):
         raise ModelError(
@@ -183,7 +198,7 @@ def _find(source: str | Path, revision: str | None) -> Path:
         )
     return fetch(
         name,
-        (_FILES[0], *_VOCABULARIES, "README.md", _FILES[1]),
+        (_FILES[0], *_VOCABULARIES, "README.md", WEIGHTS),
         optional=(*_VOCABULARIES, "README.md"),
         revision=revision,
         subject="Model",
@@ -191,12 +206,28 @@ def _find(source: str | Path, revision: str | None) -> Path:
     )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    missing = [name for name in _FILES if not (folder / name).is_file()]
-    if missing:
+def _settings(described: Mapping[str, Any], folder: Path) -> Config:
+    try:
+        return recorded(described["settings"], source=f"the settings in {folder / 'config.json'}")
+    except ConfigError as error:
+        raise ModelError(str(error)) from error
+
+
+def _verified(folder: Path) -> dict[str, Any]:
+    """What a model folder says of itself, if its weights are those that it says it of."""
+    described = _read_config(folder)
+    weights_file = folder / WEIGHTS
+    weights_hash = hash_file(weights_file)
+    if weights_hash != described["weights"]:
         raise ModelError(
-            f"The model folder {folder} lacks {', '.join(missing)}. Copy the whole folder again."
+            f"{weights_file} is not the file that {folder / 'config.json'} was written for: its "
+            f"SHA-256 is {weights_hash[:12]}..., {str(described['weights'])[:12]}... was "
+            "expected. Copy the whole folder again."
         )
+    return described
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     try:
         described = json.loads(file.read_text(encoding="utf-8"))
@@ -206,6 +237,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ModelError(
             f"{file} is of a {described['model_type']} of transformers, which can be captioned "
             "with and evaluated, but is not taken here. Give a captioner of regard's own."
+        )
+    if isinstance(described, dict) and "exported" in described:
+        raise ModelError(
+            f"{folder} is a captioner exported to ONNX, which captions photos and no more. Give "
+            "the run or the model folder that it was exported from."
         )
     if not isinstance(described, dict) or "format" not in described:
         raise ModelError(
@@ -218,6 +254,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"format {FORMAT}. Install the version of regard that wrote it "
             f"({described.get('regard', 'unknown')}), or a newer one."
         )
+    if not (folder / WEIGHTS).is_file():
+        raise ModelError(f"The model folder {folder} lacks {WEIGHTS}. Copy the whole folder again.")
     wanted = {"weights", "settings", "encoder", "trained_encoder", "feature_width"}
     lacking = sorted(wanted - set(described))
     if lacking:
@@ -272,11 +310,6 @@ def _fill(
             "again."
         )
     module.load_state_dict(own)
-
-
-def _hash(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _card(described: Mapping[str, Any], config: Config, words: int) -> str:

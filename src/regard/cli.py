@@ -60,6 +60,9 @@ SplitSeed = Annotated[
 ModelPath = Annotated[
     str, typer.Option("--model", help="A run, a model folder, or a hub id.", show_default=False)
 ]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A run, a model folder, or a hub id.")
+]
 EncoderPlace = Annotated[
     str | None,
     typer.Option("--encoder", help="Where the encoder's weights are, if not where the model says."),
@@ -365,6 +368,7 @@ def caption(
         seed=seed, count=count, temperature=temperature, top_k=top_k, top_p=top_p,
     )  # fmt: skip
     captioner = load(model, encoder=encoder, revision=revision, device=device)
+    _note_commit(model, captioner.folder)
     failed = caption_photos(
         captioner, photos, decoding, out=out, gaze=gaze, clip=_reranker(rerank, device),
         say=typer.echo, warn=_warn,
@@ -448,6 +452,7 @@ def evaluate(
         judge = _reranker(rerank, device)
         if find_finished(model, revision=revision) is not None:
             finished = load_finished(model, revision=revision, device=device)
+            _note_commit(model, finished.folder)
             with _bar("captions") as said:
                 result = evaluate_finished(
                     dataset, split, finished, decoding, extras=extras, device=device, clip=judge,
@@ -455,6 +460,7 @@ def evaluate(
                 )  # fmt: skip
         else:
             loaded = read_model(model, encoder=encoder, revision=revision)
+            _note_commit(model, loaded.folder)
             with _bar("photos") as seen, _bar("captions") as said:
                 result = evaluate_model(
                     dataset, split, loaded, decoding, extras=extras, device=device, cache=cache,
@@ -541,6 +547,46 @@ def gaze_check(
 
 
 @app.command()
+def export(
+    model: ModelArgument,
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder of the networks, not there yet or empty.")
+    ],
+    revision: Revision = None,
+    encoder: EncoderPlace = None,
+) -> None:
+    """Write a captioner as ONNX, for onnxruntime, and see that it says the same."""
+    from regard.apps.export import export_model
+
+    differences = export_model(model, out, encoder=encoder, revision=revision)
+    said = ", ".join(f"{name} {far:.0e}" for name, far in differences.items())
+    typer.echo(f"The exported captioner is in {out}. Furthest from torch: {said}")
+
+
+@app.command()
+def push(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A run, a model folder, or an exported captioner."),
+    ],
+    repository: Annotated[
+        str, typer.Argument(metavar="REPO_ID", help="Its id on the hub, user/name.")
+    ],
+    private: Annotated[
+        bool, typer.Option("--private", help="A repository that is made is seen by you alone.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch, made if it is not there.")
+    ] = None,
+) -> None:
+    """Put a captioner on the hub; the token is that of HF_TOKEN or `hf auth login`."""
+    from regard.apps.push import push_model
+
+    commit = push_model(model, repository, private=private, revision=revision, say=_note)
+    typer.echo(f"{repository} is at commit {commit}. Use it with --model {repository}")
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs of `regard train`.")],
     data: Annotated[
@@ -615,6 +661,14 @@ def _reranker(source: str | None, device: str) -> Clip | None:
     from regard.models.clip import load_clip
 
     return load_clip(source, device=device, option="--rerank")
+
+
+def _note_commit(model: str, folder: Path | None) -> None:
+    """Say which commit a model of the hub is of: a branch may be another one tomorrow."""
+    from regard.models.hub import commit_of
+
+    if folder is not None and (commit := commit_of(folder)) is not None:
+        _note(f"{model} is at commit {commit}.")
 
 
 def _note(text: str) -> None:

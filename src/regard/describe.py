@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from regard.errors import ConfigError
-from regard.models.decoder import Decoder
+from regard.models.decoder import Speaker
 from regard.search import Hypothesis, Rules, beam_search, sample
 from regard.text.tokenise import detokenise
 from regard.text.vocabulary import Lexicon
@@ -101,7 +101,7 @@ class Caption:
 
 
 def describe(
-    decoder: Decoder,
+    decoder: Speaker,
     vocabulary: Lexicon,
     regions: Tensor,
     *,
@@ -111,7 +111,7 @@ def describe(
     """Caption photos.
 
     Args:
-        decoder: in eval mode.
+        decoder: in eval mode; or one that was exported.
         vocabulary: of the decoder.
         regions: ``(B, L, D)`` in float32 on the decoder's device.
         grid: H and W, with H x W = L.

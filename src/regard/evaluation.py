@@ -29,6 +29,7 @@ from regard.metrics.scores import score_all
 from regard.metrics.spice import spice
 from regard.models.clip import Clip, load_clip
 from regard.models.devices import find_device
+from regard.models.hub import commit_of
 from regard.rerank import rerank
 from regard.text.tokenise import tokenise
 
@@ -151,6 +152,7 @@ def evaluate_model(
     captions, cut = _captioned(paths, say, batch_size, clip, on_captions)
     settings = {
         "model": model.weights_hash,
+        "revision": None if model.folder is None else commit_of(model.folder),
         "encoder": encoder.describe(),
         "decoding": asdict(decoding),
         **_reranked_by(clip),

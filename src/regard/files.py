@@ -1,7 +1,8 @@
-"""Files that are never seen half written."""
+"""Files that are never seen half written, and are known by their hash."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -42,3 +43,9 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
         folder.rename(old)
     beside.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def hash_file(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

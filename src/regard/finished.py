@@ -34,7 +34,7 @@ from regard.errors import ModelError
 from regard.files import replaced_folder
 from regard.images import Placement, Preparation
 from regard.models.devices import find_device
-from regard.models.hub import WEIGHTS, check_weights, fetch, is_hub_id
+from regard.models.hub import WEIGHTS, check_weights, commit_of, fetch, is_hub_id
 from regard.models.library import SAFELY, load_network, quiet, reading, transformers
 from regard.models.processors import PROCESSORS, read_json, read_processor
 from regard.models.speakers import (
@@ -291,11 +291,10 @@ class Finished:
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         record = self.folder / RECORD
-        inside_cache = self.folder.parent.name == "snapshots"
         return {
             "id": self.name,
             "kind": self.kind,
-            "revision": self.folder.name if inside_cache else None,
+            "revision": commit_of(self.folder),
             "weights": digest.hexdigest(),
             **({"from": read_json(record).get("from")} if record.is_file() else {}),
         }

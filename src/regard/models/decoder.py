@@ -32,6 +32,15 @@ class State(Protocol):
         ...
 
 
+class Parts(NamedTuple):
+    """A state as plain tensors by name, the same names for every state of a decoder."""
+
+    rows: dict[str, Tensor]
+    """Each ``(R, ...)``, what differs between the captions of a photo."""
+    photos: dict[str, Tensor]
+    """Each ``(B, ...)``, what is known of the photos and stays as it is."""
+
+
 class Read(NamedTuple):
     """What a decoder makes of known captions."""
 
@@ -50,6 +59,18 @@ class Step(NamedTuple):
     """``(R, L)``, where it looked."""
     state: State
     """The state after the word."""
+
+
+class Speaker(Protocol):
+    """What captions can be searched with: a decoder, or one that was exported."""
+
+    def start(self, regions: Tensor) -> State:
+        """The state before the first word, one row for each photo of ``(B, L, D)``."""
+        ...
+
+    def step(self, tokens: Tensor, state: Any) -> Step:
+        """Say one word, ``(R,)`` ids, in each row of a state of its own."""
+        ...
 
 
 class Decoder(nn.Module, ABC):
@@ -102,6 +123,14 @@ class Decoder(nn.Module, ABC):
     def step(self, tokens: Tensor, state: Any) -> Step:
         """Say one word, ``(R,)`` ids, in each row of a state of its own."""
 
+    @abstractmethod
+    def apart(self, state: Any) -> Parts:
+        """A state of its own as plain tensors."""
+
+    @abstractmethod
+    def together(self, parts: Parts, rows: Rows) -> State:
+        """The state of these parts, as :meth:`apart` has them."""
+
 
 WORTH_KEEPING = 0.75
 """Photos without rows are kept while others are more than this share: leaving some out copies."""
@@ -125,9 +154,10 @@ class Rows:
     """``(B K,)``, which row is in each place, any where none is; none as above."""
 
     @classmethod
-    def one_each(cls, photos: int, device: torch.device) -> Self:
-        """A row for each of B photos."""
-        return cls(torch.arange(photos, device=device), photos)
+    def in_order(cls, photos: int, each: int, device: torch.device) -> Self:
+        """As many rows for each of B photos."""
+        photo = torch.arange(photos, device=device).unsqueeze(1).expand(photos, each)
+        return cls(photo.flatten(), photos)
 
     def select(self, indices: Tensor) -> tuple[Self, Tensor | None]:
         """Other rows, and which of the photos are left where some were left out."""
@@ -141,7 +171,8 @@ class Rows:
 
     def by_photo(self, x: Tensor) -> Tensor:
         """``(R, ...)`` as a table, ``(B, K, ...)``."""
-        return (x if self.row is None else x[self.row]).view(self.photos, -1, *x.shape[1:])
+        x = x if self.row is None else x[self.row]
+        return x.view(self.photos, x.shape[0] // self.photos, *x.shape[1:])
 
     def by_row(self, x: Tensor) -> Tensor:
         """``(B, K, ...)`` as rows, ``(R, ...)``."""

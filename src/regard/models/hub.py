@@ -1,4 +1,4 @@
-"""Files of a hub repository on this machine: those of an earlier download, or fetched now."""
+"""Files of a hub repository: fetched to this machine, found from an earlier time, put there."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ SHARDED = "model.safetensors.index.json"
 """What names the files of weights of the larger ones."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _PATIENCE_S = 5.0
 
 
@@ -88,6 +89,56 @@ def fetch(
             f"{subject} {repository!r} is not on this machine and could not be fetched from the "
             f"hub: {reason.rstrip('.')}. {elsewhere}"
         ) from error
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit that a folder of :func:`fetch` is; none of a folder that is not from the hub."""
+    named = folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name)
+    return folder.name if named else None
+
+
+def upload(
+    folder: Path, files: Sequence[str], repository: str, *, private: bool, revision: str | None
+) -> str:
+    """Put files of a folder into a repository of models, in one commit, with the client's token.
+
+    Args:
+        folder: where they are.
+        files: their names; what else is in the folder stays here.
+        repository: its hub id; it is made if it is not there.
+        private: whether one that is made is seen by its owner alone.
+        revision: a branch, made if it is not there; the main one if not given.
+
+    Returns:
+        The commit.
+
+    Raises:
+        ModelError: the hub is out of reach, or refuses.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        api.create_repo(repository, private=private or None, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repository, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repository, folder_path=folder, allow_patterns=list(files), revision=revision,
+            commit_message="A captioner of regard",
+        )  # fmt: skip
+    except Exception as error:  # see fetch: the client's errors cannot be named
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403):
+            raise ModelError(
+                f"The hub does not let this machine write to {repository!r} (HTTP {status}). Log "
+                "in with `hf auth login`, or set HF_TOKEN to a token that may write there."
+            ) from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(
+            f"{folder} could not be put into {repository!r} on the hub: {reason.rstrip('.')}. Try "
+            "again, or on a machine with network."
+        ) from error
+    return str(commit.oid)
 
 
 def check_weights(folder: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.models.attention import AdditiveAttention
-from regard.models.decoder import Decoder, Read, Rows, Step
+from regard.models.decoder import Decoder, Parts, Read, Rows, Step
 from regard.models.recurrence import Weights, cell, recur
 
 
@@ -136,7 +136,7 @@ class LstmDecoder(Decoder):
         regions = _lowered(regions).contiguous()
         h, c = self._start(regions)
         keys = self.attention.keys(regions)
-        return LstmState(h, c, Rows.one_each(len(h), h.device), keys, regions)
+        return LstmState(h, c, Rows.in_order(h.shape[0], 1, h.device), keys, regions)
 
     @torch.no_grad()
     def step(self, tokens: Tensor, state: LstmState) -> Step:
@@ -156,10 +156,19 @@ class LstmDecoder(Decoder):
         after = LstmState(h, c, rows, state.keys, state.regions)
         return Step(self.logits(h), rows.by_row(attention), after)
 
+    def apart(self, state: LstmState) -> Parts:
+        """A state as plain tensors."""
+        return Parts({"h": state.h, "c": state.c}, {"keys": state.keys, "values": state.regions})
+
+    def together(self, parts: Parts, rows: Rows) -> LstmState:
+        """The state of these parts; see :meth:`Decoder.together`."""
+        (h, c), (keys, regions) = (tuple(tensors.values()) for tensors in parts)
+        return LstmState(h, c, rows, keys, regions)
+
     def _start(self, regions: Tensor) -> tuple[Tensor, Tensor]:
         """The state before the first word, two of ``(B, N)``."""
         if self.start_h is None or self.start_c is None:
-            zero = regions.new_zeros(len(regions), self.hidden_width)
+            zero = regions.new_zeros(regions.shape[0], self.hidden_width)
             return zero, zero
         mean = regions.mean(dim=1)  # (B, D)
         return torch.tanh(self.start_h(mean)), self.start_c(mean)

@@ -41,6 +41,8 @@ def native(name: str, like: Tensor) -> Callable[..., None] | None:
     """
     if like.device.type != "cpu" or like.dtype not in (torch.float32, torch.bfloat16):
         return None
+    if torch.compiler.is_exporting():  # which writes down what torch does, and this is not torch's
+        return None
     return _function(name, like.dtype, os.environ.get("REGARD_COMPILER"))
 
 

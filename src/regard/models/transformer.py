@@ -15,7 +15,7 @@ Where it looked for a word is the mean over the heads of the last layer's attent
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Self
 
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regard.models.decoder import Decoder, Read, Rows, Step
+from regard.models.decoder import Decoder, Parts, Read, Rows, Step
 from regard.models.devices import Precision
 from regard.models.fast import Narrow, keeps_sums
 
@@ -161,7 +161,7 @@ class TransformerDecoder(Decoder):
         seen = self._seen(regions)
         photos, heads, _, width = seen[0].keys.shape
         nothing = seen[0].keys.new_empty(photos, heads, 0, width)
-        rows = Rows.one_each(photos, regions.device)
+        rows = Rows.in_order(photos, 1, regions.device)
         return TransformerState((Memory(nothing, nothing),) * len(seen), rows, seen)
 
     @torch.no_grad()
@@ -172,6 +172,15 @@ class TransformerDecoder(Decoder):
         words, said, attention = self._through(words, state.seen, state.said, state.rows)
         after = TransformerState(said, state.rows, state.seen)
         return Step(self.logits(words.flatten(0, 2)), state.rows.by_row(attention), after)
+
+    def apart(self, state: TransformerState) -> Parts:
+        """A state as plain tensors."""
+        return Parts(_named("said", state.said), _named("seen", state.seen))
+
+    def together(self, parts: Parts, rows: Rows) -> TransformerState:
+        """The state of these parts; see :meth:`Decoder.together`."""
+        said, seen = (_memories(tensors) for tensors in parts)
+        return TransformerState(said, rows, seen)
 
     def _enter(self, tokens: Tensor, *, first: int) -> Tensor:
         """Words and their positions from ``first`` on: ids ``(B, K, T)`` to ``(B, K, T, N)``."""
@@ -299,6 +308,21 @@ def attend(query: Tensor, memory: Memory, *, causal: bool = False) -> tuple[Tens
         scores = scores.masked_fill(later, -torch.inf)
     weights = scores.softmax(dim=-1)
     return weights.to(memory.values.dtype) @ memory.values, weights
+
+
+def _named(what: str, memories: Sequence[Memory]) -> dict[str, Tensor]:
+    """The keys and values of each layer, by names."""
+    return {
+        f"{what}_{part}_{i}": tensor
+        for i, memory in enumerate(memories)
+        for part, tensor in memory._asdict().items()
+    }
+
+
+def _memories(tensors: Mapping[str, Tensor]) -> tuple[Memory, ...]:
+    """The memory of each layer, from what :func:`_named` made."""
+    parts = list(tensors.values())
+    return tuple(map(Memory, parts[::2], parts[1::2]))
 
 
 def _sinusoids(places: Tensor, like: Tensor, width: int) -> Tensor:
