@@ -231,6 +231,32 @@ class TrainConfig(_Record):
     warmup_steps: int = Field(
         0, ge=0, description="Iterations over which the rate rises from zero."
     )
+    views: int = Field(
+        1,
+        ge=1,
+        le=6,
+        description="Views of each photo, one drawn an epoch: the photo, its mirror image, crops.",
+    )
+    average: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the averaged weights that an iteration keeps; they are what is "
+        "judged and written. 0: the weights as they are.",
+    )
+    scheduled_sampling: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the words read that the captioner draws itself; it rises from 0 to "
+        "this over the run.",
+    )
+    attention_penalty: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the penalty on regions that a caption's words together look at "
+        "more or less than once.",
+    )
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="Share of the target spread evenly over the vocabulary."
     )
@@ -315,7 +341,7 @@ _OF_OUR_OWN = {
     "encoder": set(EncoderConfig.model_fields) - {"fine_tune_stages"},
     "decoder": set(DecoderConfig.model_fields),
     "text": {"vocabulary", "embeddings"},
-    "train": {"word_epochs"},
+    "train": {"word_epochs", "scheduled_sampling", "attention_penalty"},
 }
 """What is set for a captioner of our own alone."""
 

@@ -37,7 +37,7 @@ from torch import Tensor
 from regard.data.fingerprints import content_hash, fingerprint_photos
 from regard.data.shards import Features, Place, Shard, write_shard, write_whole
 from regard.errors import CacheError, DataError, ModelError, PhotoError
-from regard.images import Preparation, open_photo
+from regard.images import VIEWS, Preparation, View, Viewed, open_photo
 from regard.models.lanes import lanes
 
 if sys.platform != "win32":
@@ -57,7 +57,7 @@ class FeatureEncoder(Protocol):
     """What the cache asks of an encoder."""
 
     @property
-    def preparation(self) -> Preparation:
+    def preparation(self) -> Preparation | Viewed:
         """How a photo becomes the input of the encoder."""
 
     def describe(self) -> dict[str, Any]:
@@ -132,6 +132,44 @@ def build_features(
     if failures:
         raise DataError(_describe_failures(failures, total=len(photos)))
     return cache.open(fingerprints, verified)
+
+
+def build_views(
+    photos: Sequence[Path],
+    encoder: FeatureEncoder,
+    root: Path | None = None,
+    *,
+    views: int,
+    on_progress: Callable[[int, int], None] | None = None,
+    on_message: Callable[[str], None] | None = None,
+) -> list["FeatureStore"]:
+    """The features of :data:`regard.images.VIEWS` beyond the whole photo, each in its own cache.
+
+    Args:
+        photos: the photo files.
+        encoder: as for :func:`build_features`.
+        root: likewise.
+        views: how many there are, with the whole photo, of which the features are not given.
+        on_progress: as for :func:`build_features`.
+        on_message: likewise.
+    """
+    return [
+        build_features(
+            photos, _ViewEncoder(encoder, view), root,
+            on_progress=on_progress, on_message=on_message,
+        )
+        for view in VIEWS[1:views]
+    ]  # fmt: skip
+
+
+class _ViewEncoder:
+    """An encoder that sees one view of each photo."""
+
+    def __init__(self, encoder: FeatureEncoder, view: View) -> None:
+        assert isinstance(encoder.preparation, Preparation)  # not a view already
+        self.preparation = Viewed(encoder.preparation, view)
+        self.describe, self.fast = encoder.describe, encoder.fast
+        self.fast_precision = encoder.fast_precision
 
 
 def open_features(

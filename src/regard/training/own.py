@@ -20,7 +20,7 @@ from regard.checkpoint import write_model
 from regard.config import Config
 from regard.data.batches import CachedRegions, Captions, PhotoSource, Plan, PreparedPhotos
 from regard.data.dataset import Photo
-from regard.data.features import build_features
+from regard.data.features import build_features, build_views
 from regard.describe import Decoding, describe
 from regard.models.encoders import Encoder
 from regard.text.tokenise import tokenise
@@ -83,12 +83,17 @@ def own_trainee(
         _learn_words(
             out / "encoder.pt", encoder, photos, captions, vocabulary, config, fabric, message
         )
-    source, judging = _sources(encoder, photos, judged, fabric, cache, message, features)
+    source, judging = _sources(
+        encoder, photos, judged, config.train.views, fabric, cache, message, features
+    )
     learner = Learner(
         encoder=None if encoder.frozen else encoder,
         decoder=decoder,
         pad=vocabulary.pad,
         label_smoothing=config.train.label_smoothing,
+        attention_penalty=config.train.attention_penalty,
+        scheduled_sampling=config.train.scheduled_sampling,
+        unreadable=(*vocabulary.forbidden, vocabulary.end),
     )
     decoding = Decoding(beam=config.validation.beam)
 
@@ -182,6 +187,7 @@ def _sources(
     encoder: Encoder,
     photos: Sequence[Photo],
     judged: Sequence[Photo],
+    views: int,
     fabric: Fabric,
     cache: Path | None,
     message: Callable[[str], None],
@@ -194,12 +200,12 @@ def _sources(
             PreparedPhotos(encoder.preparation, paths),
             PreparedPhotos(encoder.preparation, judged_paths),
         )
-    store = build_features(
-        [*paths, *judged_paths],
-        encoder,
-        cache,
-        on_progress=features if fabric.is_global_zero else None,
-        on_message=message,
+    progress = features if fabric.is_global_zero else None
+    whole = build_features(
+        [*paths, *judged_paths], encoder, cache, on_progress=progress, on_message=message
+    )
+    others = build_views(
+        paths, encoder, cache, views=views, on_progress=progress, on_message=message
     )
     fabric.barrier()
-    return CachedRegions(store, paths), CachedRegions(store, judged_paths)
+    return CachedRegions([whole, *others], paths), CachedRegions([whole], judged_paths)

@@ -140,6 +140,7 @@ def train(
         batch_size=config.train.batch_size,
         captions_per_photo=config.train.captions_per_photo,
         bucket=config.train.bucket,
+        views=config.train.views,
         seed=config.seed,
         rank=fabric.global_rank,
         world=fabric.world_size,
