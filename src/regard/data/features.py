@@ -127,8 +127,7 @@ def build_features(
         cache.refresh()
         cache.drop_damaged(say)
         verified = cache.verify(set(fingerprints.values()), say) if verify else set()
-        work = _Work(cache, encoder, threads, batch_size, fingerprints, failures, on_progress)
-        work.run()
+        _Work(cache, encoder, threads, batch_size, fingerprints, failures, on_progress).run()
     if failures:
         raise DataError(_describe_failures(failures, total=len(photos)))
     return cache.open(fingerprints, verified)
@@ -537,12 +536,17 @@ class _Work:
         self.batch_size = batch_size
         self.failures = failures
         self.on_progress = on_progress
-        # One path for each content, and how many photos have it.
-        self.paths = {fingerprint: path for path, fingerprint in fingerprints.items()}
-        self.copies = Counter(fingerprints.values())
         self.total = len(fingerprints) + len(failures)
-        self.missing = deque(name for name in self.paths if name not in cache.places)
-        self.done = self.total - sum(self.copies[name] for name in self.missing)
+        # One path for each content that is missing, and how many photos have it where several do.
+        self.paths: dict[str, str] = {}
+        self.copies: Counter[str] = Counter()
+        for path, name in fingerprints.items():
+            if name in self.paths:
+                self.copies[name] += 1
+            elif name not in cache.places:
+                self.paths[name] = path
+        self.missing = deque(self.paths)
+        self.done = self.total - len(self.paths) - self.copies.total()
 
     def run(self) -> None:
         """Encode until nothing is missing but what cannot be read."""
@@ -592,7 +596,7 @@ class _Work:
 
     def _count(self, names: Iterable[str]) -> None:
         """Photos that are done with, and all that have the same content."""
-        self.done += sum(self.copies[name] for name in names)
+        self.done += sum(1 + self.copies[name] for name in names)
 
     def _report(self) -> None:
         if self.on_progress:
@@ -612,7 +616,7 @@ class _Work:
         if not names:
             return
         try:
-            write_shard(self.cache.shards, np.concatenate(features), names, key=self.cache.key)
+            write_shard(self.cache.shards, features, names, key=self.cache.key)
         except OSError as error:
             raise CacheError(
                 f"Features could not be written to {self.cache.shards}: {error}. Make room or "
