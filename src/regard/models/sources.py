@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from regard.errors import ModelError
+from regard.files import replaced_folder, write_json
 from regard.models.backbones import known_backbones
 from regard.models.hub import WEIGHTS, check_weights, fetch, is_hub_id
 from regard.models.processors import (
@@ -98,6 +99,33 @@ def locate(source: str, *, revision: str | None = None, offline: bool = False) -
         option="--encoder",
     )
     return folder, source
+
+
+def write_resnet(folder: Path, backbone: ResNet, statistics: ImageStatistics) -> None:
+    """Write a folder in timm's layout that :func:`read_resnet` reads.
+
+    Args:
+        folder: replaced if it is there.
+        backbone: its weights are written in float32.
+        statistics: how photos are prepared for it.
+    """
+    described: dict[str, Any] = {
+        "architecture": backbone.architecture,
+        "num_features": backbone.width,
+        "model_args": {"channels": list(backbone.channels)},
+        "pretrained_cfg": {
+            "mean": list(statistics.mean),
+            "std": list(statistics.std),
+            "interpolation": statistics.interpolation,
+            "crop_pct": statistics.crop_fraction,
+        },
+    }
+    if backbone.channels == CHANNELS:
+        del described["model_args"]
+    tensors = {k: v.float().cpu().contiguous() for k, v in backbone.state_dict().items()}
+    with replaced_folder(folder) as beside:
+        save_file(tensors, str(beside / WEIGHTS))
+        write_json(beside / "config.json", described)
 
 
 # --- folders ----------------------------------------------------------------------------------
