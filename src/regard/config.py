@@ -67,7 +67,7 @@ class EncoderConfig(_Record):
     grid: int | None = Field(
         None,
         ge=1,
-        le=64,
+        le=124,
         description="Rows and columns of regions, averaged from the encoder's own; none keeps "
         "those.",
     )
@@ -234,7 +234,7 @@ class TrainConfig(_Record):
     views: int = Field(
         1,
         ge=1,
-        le=6,
+        le=12,
         description="Views of each photo, one drawn an epoch: the photo, its mirror image, crops.",
     )
     average: float = Field(

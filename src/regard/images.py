@@ -449,8 +449,14 @@ VIEWS = (
     View((0.15, 0.15, 1.0, 1.0), mirrored=True),
     View((0.15, 0.0, 1.0, 0.85)),
     View((0.0, 0.15, 0.85, 1.0), mirrored=True),
+    View((0.0, 0.0, 0.85, 0.85), mirrored=True),
+    View((0.15, 0.15, 1.0, 1.0)),
+    View((0.0, 0.0, 0.7, 1.0)),
+    View((0.3, 0.0, 1.0, 1.0), mirrored=True),
+    View((0.15, 0.15, 0.85, 0.85)),
+    View((0.1, 0.1, 0.8, 0.8), mirrored=True),
 )
-"""What training may see of a photo, the whole photo first: a crop keeps what its captions tell."""
+"""What training may see of a photo, the whole photo first; the first six are the mildest."""
 
 
 @dataclass(frozen=True)

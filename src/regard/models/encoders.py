@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal, Self
 
@@ -23,9 +23,9 @@ from regard.models.backbones import (
 from regard.models.devices import Precision, fast_precision
 from regard.models.fast import fast_form
 from regard.models.processors import ImageStatistics, read_json
-from regard.models.resnet import ResNet
+from regard.models.resnet import CHANNELS, ResNet
 from regard.models.small import SmallEncoder
-from regard.models.sources import locate, read_resnet
+from regard.models.sources import PretrainedResNet, locate, read_resnet
 
 DEFAULT_ENCODER = "timm/resnet50.tv_in1k"
 """The encoder of the report: ResNet-50 with torchvision's first ImageNet weights."""
@@ -65,7 +65,7 @@ def load_encoder(
             backbone, statistics = read_backbone(place)
         else:
             pretrained = read_resnet(source, revision=revision, offline=offline)
-            backbone = _resnet(pretrained.depth, pretrained.tensors)
+            backbone = _resnet(pretrained)
             statistics = replace(pretrained.statistics, size=224)
     preparation = _prepare_as(statistics, image_size or statistics.size or 224, resize)
     return Encoder(
@@ -78,15 +78,15 @@ def load_encoder(
     )
 
 
-def _resnet(depth: int, tensors: Mapping[str, Tensor]) -> ResNet:
+def _resnet(pretrained: PretrainedResNet) -> ResNet:
     """A ResNet with these weights, of which all but the counters of batches are there."""
     with torch.device("meta"):  # random weights to be replaced would cost more than the right ones
-        backbone = ResNet(depth=depth)
+        backbone = ResNet(depth=pretrained.depth, channels=pretrained.channels)
     names = backbone.state_dict().keys()
     counters = {n: torch.tensor(0) for n in names if n.endswith("num_batches_tracked")}
     # Copies, because tensors from a file may be the file itself, which can change. Not to_empty,
     # then load: for tensors without storage that imports sympy, and much of torch.
-    copies = {name: tensor.clone() for name, tensor in tensors.items()}
+    copies = {name: tensor.clone() for name, tensor in pretrained.tensors.items()}
     backbone.load_state_dict(copies | counters, assign=True)
     return backbone
 
@@ -103,7 +103,11 @@ def encoder_from_description(description: dict[str, Any], *, frozen: bool) -> "E
     if architecture == "small":
         backbone = SmallEncoder(width=width)
     elif architecture in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"):
-        backbone = ResNet(depth=int(architecture.removeprefix("resnet")))
+        channels = description.get("channels")
+        backbone = ResNet(
+            depth=int(architecture.removeprefix("resnet")),
+            channels=None if channels is None else tuple(channels),
+        )
     elif architecture in FAMILIES:
         backbone = backbone_of(description["config"])
     else:
@@ -246,6 +250,8 @@ class Encoder(nn.Module):
             more["precision"] = self.precision
         if isinstance(self.backbone, Backbone):
             more["config"] = self.backbone.config
+        if isinstance(self.backbone, ResNet) and self.backbone.channels != CHANNELS:
+            more["channels"] = list(self.backbone.channels)
         return {
             "id": self.id,
             "architecture": self.architecture,
