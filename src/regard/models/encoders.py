@@ -123,6 +123,7 @@ def encoder_from_description(description: dict[str, Any], *, frozen: bool) -> "E
         frozen=frozen,
         pooled=description.get("pooled"),
         precision=description.get("precision", "auto"),
+        own=True,
     )
 
 
@@ -137,6 +138,7 @@ class Encoder(nn.Module):
             never touched.
         pooled: rows and columns of the grid that the backbone's own is averaged to; none keeps it.
         precision: of the computation while it is frozen; ``auto`` is the device's fastest.
+        own: whether its weights are of no other place than here: trained by us, even if frozen now.
     """
 
     def __init__(
@@ -148,24 +150,26 @@ class Encoder(nn.Module):
         frozen: bool,
         pooled: int | None = None,
         precision: Precision | Literal["auto"] = "auto",
+        own: bool = False,
     ) -> None:
         super().__init__()
         self.id = id
+        self.own = own
         self.backbone = backbone
         self.preparation = preparation
         self.frozen = frozen
         self.width = backbone.width
         self.pooled = pooled
         self.precision = precision
-        own = backbone.grid(*preparation.size)
-        if pooled is not None and pooled > min(own):
+        whole = backbone.grid(*preparation.size)
+        if pooled is not None and pooled > min(whole):
             raise ModelError(
                 f"A grid of {pooled} x {pooled} regions is finer than what encoder {id!r} sees in "
                 f"photos of {' x '.join(map(str, preparation.size))} pixels: "
-                f"{' x '.join(map(str, own))}. Choose a smaller encoder.grid, or a larger "
+                f"{' x '.join(map(str, whole))}. Choose a smaller encoder.grid, or a larger "
                 "encoder.image_size."
             )
-        self.grid = own if pooled is None else (pooled, pooled)
+        self.grid = whole if pooled is None else (pooled, pooled)
         self.requires_grad_(not frozen)
         self.train(not frozen)
 
@@ -199,7 +203,7 @@ class Encoder(nn.Module):
     @property
     def stored(self) -> bool:
         """Whether its weights are only here, so that a model folder has to hold them."""
-        return not self.frozen or isinstance(self.backbone, SmallEncoder)
+        return self.own or not self.frozen or isinstance(self.backbone, SmallEncoder)
 
     def unfreeze(self, stages: int) -> None:
         """Let the last stages of a pretrained encoder train.
