@@ -26,7 +26,7 @@ def test_the_report_preset_is_the_report_protocol():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_valid_and_survives_being_written_down(preset):
-    config = make_config(preset=preset, overrides={"init": "RUN"} if preset == "scst" else {})
+    config = make_config(preset=preset)
     assert validated(config.model_dump()) == config
 
 

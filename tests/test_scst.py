@@ -207,7 +207,6 @@ def test_the_captioner_begun_with_decides_what_it_is():
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["init=null"], "name one with --init"),
         (["train.grouping=caption"], "train.grouping is caption; set it to photo"),
         (["captioner.id=blip"], "--init or --from"),
         (["train.samples=1"], "train.samples"),

@@ -319,11 +319,6 @@ class Config(_Record):
 
     @model_validator(mode="after")
     def _learns_from_what_it_can(self) -> Self:
-        if self.train.objective == "cider" and self.init is None:
-            raise ValueError(
-                "train.objective is cider, which only a captioner that has learnt from known "
-                "captions can learn from; name one with --init"
-            )
         if self.train.objective == "cider" and self.train.grouping != "photo":
             raise ValueError(
                 "train.objective is cider, and train.grouping is caption; set it to photo"

@@ -113,6 +113,11 @@ def train(
             f"encoder.fine_tune_stages is {stages}, which trains one that has them. Set one of "
             "them to 0."
         )
+    if config.train.objective == "cider" and config.init is None:
+        raise ConfigError(
+            "train.objective is cider: a captioner learns from its own captions once it has learnt "
+            "from known ones; name one with --init."
+        )
     _check_place(out, resume=resume)
     keep_freed_memory()
     fabric = _fabric(config, machine)
