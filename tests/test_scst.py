@@ -82,13 +82,15 @@ def test_a_caption_that_ends_is_worth_more_than_one_that_is_cut_off():
 
 
 def test_the_baseline_is_the_mean_of_the_others():
-    rewards = torch.rand(5, 4)
+    rewards = torch.rand(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     advantages = leave_one_out(rewards)
     for b in range(5):
         for k in range(4):
             others = [float(rewards[b, j]) for j in range(4) if j != k]
             assert float(advantages[b, k]) == pytest.approx(float(rewards[b, k]) - np.mean(others))
-    torch.testing.assert_close(advantages.sum(dim=1), torch.zeros(5), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        advantages.sum(dim=1), torch.zeros(5, dtype=torch.float64), atol=1e-12, rtol=0
+    )
 
 
 def test_captions_are_drawn_from_the_captioners_own_distribution(decoder):
