@@ -29,8 +29,6 @@ class Batch(NamedTuple):
     """``(B, K, T + 1)``, ids from ``<START>`` to ``<END>``, then padding; none is all padding."""
     targets: int
     """Words to be said by this batch in all processes together; the loss is their mean."""
-    which: tuple[int, ...]
-    """The number of each photo among those of the split."""
 
 
 class PhotoSource(Protocol):
@@ -162,12 +160,12 @@ class Plan:
             targets = sum(len(self.captions.by_photo[p][k]) + 1 for p, ks in items for k in ks)
             if not mine:  # fewer items than processes: this one takes part and adds nothing
                 nothing = torch.full((1, 1, 2), self.captions.pad)
-                yield Batch(source.read([items[0][0]]), nothing, targets, (items[0][0],))
+                yield Batch(source.read([items[0][0]]), nothing, targets)
                 continue
             groups = [[self.captions.by_photo[p][k] for k in ks] for p, ks in mine]
             seen = [p for p, _ in mine]
             photos = source.read(seen, [int(v) for v in views[seen]])
-            yield Batch(photos, self.captions.padded(groups), targets, tuple(seen))
+            yield Batch(photos, self.captions.padded(groups), targets)
 
     def order(self, epoch: int) -> list[list[Item]]:
         """The items of each batch of an epoch, over all processes."""

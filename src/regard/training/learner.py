@@ -62,16 +62,13 @@ class Learner(nn.Module):
         narrow = torch.is_autocast_enabled(kind)
         return photos.to(torch.get_autocast_dtype(kind) if narrow else torch.float32)
 
-    def forward(
-        self, photos: Tensor, captions: Tensor, done: float = 0.0, which: Sequence[int] = ()
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, photos: Tensor, captions: Tensor, done: float = 0.0) -> tuple[Tensor, Tensor]:
         """Sums over the words of the batch.
 
         Args:
             photos: ``(B, L, D)`` or ``(B, 3, H, W)``.
             captions: ``(B, K, T + 1)``.
             done: share of the run's iterations that are done.
-            which: without effect here.
 
         Returns:
             The sum of what is minimised, and the plain sum of ``-log p(word)`` (nats, without a

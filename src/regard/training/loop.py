@@ -181,9 +181,7 @@ def run_loop(
                     group["lr"] = peak * factor
                 torch.manual_seed(_mixed(seed, progress.step, fabric.global_rank))
                 captions = batch.captions.to(device)
-                total, nll = wrapped(
-                    batch.photos.to(device), captions, progress.step / steps, batch.which
-                )
+                total, nll = wrapped(batch.photos.to(device), captions, progress.step / steps)
                 # DDP averages the gradients of its processes; the loss is a mean over all their
                 # words.
                 fabric.backward(total * (fabric.world_size / batch.targets))
