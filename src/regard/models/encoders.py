@@ -119,6 +119,7 @@ def encoder_from_description(description: dict[str, Any], *, frozen: bool) -> "E
         frozen=frozen,
         pooled=description.get("pooled"),
         precision=description.get("precision", "auto"),
+        unique=True,
     )
 
 
@@ -133,6 +134,7 @@ class Encoder(nn.Module):
             never touched.
         pooled: rows and columns of the grid that the backbone's own is averaged to; none keeps it.
         precision: of the computation while it is frozen; ``auto`` is the device's fastest.
+        unique: whether its weights are those that a model folder holds, and are nowhere else.
     """
 
     def __init__(
@@ -144,6 +146,7 @@ class Encoder(nn.Module):
         frozen: bool,
         pooled: int | None = None,
         precision: Precision | Literal["auto"] = "auto",
+        unique: bool = False,
     ) -> None:
         super().__init__()
         self.id = id
@@ -153,6 +156,7 @@ class Encoder(nn.Module):
         self.width = backbone.width
         self.pooled = pooled
         self.precision = precision
+        self._unique = unique
         own = backbone.grid(*preparation.size)
         if pooled is not None and pooled > min(own):
             raise ModelError(
@@ -195,7 +199,7 @@ class Encoder(nn.Module):
     @property
     def stored(self) -> bool:
         """Whether its weights are only here, so that a model folder has to hold them."""
-        return not self.frozen or isinstance(self.backbone, SmallEncoder)
+        return self._unique or not self.frozen or isinstance(self.backbone, SmallEncoder)
 
     def unfreeze(self, stages: int) -> None:
         """Let the last stages of a pretrained encoder train.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from regard.data.batches import inputs_and_targets
@@ -40,19 +42,26 @@ class Learner(nn.Module):
         narrow = torch.is_autocast_enabled(kind)
         return photos.to(torch.get_autocast_dtype(kind) if narrow else torch.float32)
 
-    def forward(self, photos: Tensor, captions: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, photos: Tensor, captions: Tensor, weights: NDArray[np.float32] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Sums over the words of the batch.
 
         Args:
             photos: ``(B, L, D)`` or ``(B, 3, H, W)``.
             captions: ``(B, K, T + 1)``.
+            weights: ``(B, K)``: of each caption in what is minimised; none is 1.
 
         Returns:
             The sum of what is minimised, and the plain sum of ``-log p(word)`` (nats, without a
-            gradient).
+            gradient, without weights).
         """
         inputs, targets = inputs_and_targets(captions)
         read = self.decoder.read(self.regions(photos), inputs)
         said = targets != self._pad  # (B, K, T)
         scores = self.decoder.logits(read.hidden[said])  # (M, V)
-        return surprise(scores, targets[said], smoothing=self._smoothing)
+        each = None
+        if weights is not None:
+            by_caption = torch.from_numpy(weights).to(scores.device).unsqueeze(-1)  # (B, K, 1)
+            each = by_caption.expand_as(said)[said]  # (M,)
+        return surprise(scores, targets[said], smoothing=self._smoothing, weights=each)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from regard.config import TrainConfig
 from regard.data.batches import PhotoSource, Plan
 from regard.errors import RegardError
+from regard.training.lesson import Lesson, Teach
 from regard.training.log import RunLog
 from regard.training.schedule import rate
 
@@ -49,9 +50,13 @@ class Progress:
     step: int = 0
     """Iterations done in all."""
     loss_sum: float = 0.0
-    """Sum of ``-log p(word)`` over the epoch's words so far."""
+    """Sum of ``-log p(word)`` over the epoch's words so far; drawn captions' own, where they are
+    what it learns from."""
     words: int = 0
     """Words said in the epoch so far."""
+    sums: dict[str, list[float]] = field(default_factory=dict)
+    """Of what else is measured in an iteration: by name its sum over the epoch so far, and of how
+    many that is one."""
     seconds: float = 0.0
     """Time spent on the epoch's iterations so far."""
     best: float = -math.inf
@@ -81,6 +86,7 @@ def run_loop(
     optimizer: torch.optim.Optimizer,
     plan: Plan,
     source: PhotoSource,
+    teach: Teach,
     config: TrainConfig,
     seed: int,
     validate: Callable[[], dict[str, float]],
@@ -98,6 +104,7 @@ def run_loop(
         optimizer: of the learner's parameters; each group's ``lr`` is its highest rate.
         plan: the batches of this process.
         source: the photos.
+        teach: what the captions of each batch are.
         config: how it learns.
         seed: of the iterations' random numbers.
         validate: scores after an epoch, among them ``CIDEr``; the same in every process.
@@ -136,6 +143,7 @@ def run_loop(
                 "epoch": progress.epoch,
                 "iteration": progress.step,
                 "train_loss": progress.loss_sum / max(1, progress.words),
+                **{name: total / max(1, of) for name, (total, of) in progress.sums.items()},
                 **scores,
                 "seconds": progress.seconds,
             }
@@ -151,6 +159,7 @@ def run_loop(
             progress.epoch += 1
             progress.batch = progress.words = 0
             progress.loss_sum = progress.seconds = 0.0
+            progress.sums = {}
             patient = (
                 config.patience is None
                 or progress.epoch - 1 - progress.best_epoch < config.patience
@@ -174,12 +183,14 @@ def run_loop(
                 for group, peak in zip(optimizer.param_groups, highest, strict=True):
                     group["lr"] = peak * factor
                 torch.manual_seed(_mixed(seed, progress.step, fabric.global_rank))
-                captions = batch.captions.to(device)
-                total, nll = wrapped(batch.photos.to(device), captions)
-                # DDP averages the gradients of its processes; the loss is a mean over all their
-                # words.
-                fabric.backward(total * (fabric.world_size / batch.targets))
-                loss = float(_sum_over_processes(fabric, nll)) / batch.targets
+                batch = batch.on(device)
+                lesson = teach(batch, progress.step)
+                weights = () if lesson.weights is None else (lesson.weights,)
+                total, nll = wrapped(batch.photos, lesson.captions, *weights)
+                # DDP averages the gradients of its processes; the loss is a mean over all of them.
+                fabric.backward(total * (fabric.world_size / lesson.divisor))
+                words, measures = _over_processes(fabric, lesson)
+                loss = float(_sum_over_processes(fabric, nll)) / words
                 norm = clip_gradients(learner, config.clip)
                 if not (math.isfinite(loss) and math.isfinite(norm)):
                     if log is not None:
@@ -197,16 +208,20 @@ def run_loop(
                             "loss": loss,
                             "learning_rate": factor * highest[0],
                             "gradient_norm": norm,
+                            **{name: total / max(1, of) for name, (total, of) in measures.items()},
                         }
                     )
                 ended = time.perf_counter()
                 elapsed, began = ended - began, ended  # with the reading of the batch
                 progress.step += 1
                 progress.batch += 1
-                progress.loss_sum += loss * batch.targets
-                progress.words += batch.targets
+                progress.loss_sum += loss * words
+                progress.words += words
+                for name, pair in measures.items():
+                    sums = progress.sums.get(name, (0.0, 0.0))
+                    progress.sums[name] = [a + b for a, b in zip(sums, pair, strict=True)]
                 progress.seconds += elapsed
-                read = captions.shape[0] * captions.shape[1] * fabric.world_size
+                read = lesson.captions.shape[0] * lesson.captions.shape[1] * fabric.world_size
                 watch.iteration(progress, loss, read / elapsed)
                 stop = _any_process(fabric, asked.is_set())
                 if stop or progress.step % config.save_every == 0:
@@ -244,6 +259,17 @@ def _sum_over_processes(fabric: Fabric, value: Tensor) -> Tensor:
         return value
     total: Tensor = fabric.all_reduce(value, reduce_op="sum")  # type: ignore[assignment]
     return total
+
+
+def _over_processes(fabric: Fabric, lesson: Lesson) -> tuple[int, dict[str, tuple[float, float]]]:
+    """The words and the measures of an iteration in all processes together."""
+    if fabric.world_size == 1:
+        return lesson.words, dict(lesson.measures)
+    numbers = [lesson.words, *(n for pair in lesson.measures.values() for n in pair)]
+    found = torch.tensor(numbers, dtype=torch.float64, device=fabric.device)
+    words, *sums = _sum_over_processes(fabric, found).tolist()
+    pairs = zip(sums[::2], sums[1::2], strict=True)
+    return int(words), dict(zip(lesson.measures, pairs, strict=True))
 
 
 def _any_process(fabric: Fabric, flag: bool) -> bool:

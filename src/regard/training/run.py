@@ -154,6 +154,7 @@ def train(
         optimizer=_optimizer(config.train, trainee.rates),
         plan=plan,
         source=trainee.source,
+        teach=trainee.teach,
         config=config.train,
         seed=config.seed,
         validate=lambda: validate(trainee, references, fabric=fabric),
