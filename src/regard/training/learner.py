@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,6 +13,9 @@ from regard.data.batches import inputs_and_targets
 from regard.models.decoder import Decoder
 from regard.models.encoders import Encoder
 from regard.training.loss import surprise
+
+NEVER = -1e4
+"""A score of what cannot be. Not minus infinity: no mean over the vocabulary has that."""
 
 
 class Learner(nn.Module):
@@ -22,16 +27,26 @@ class Learner(nn.Module):
         pad: id of the padding, which is never a target.
         label_smoothing: share of the target spread evenly over the vocabulary (Szegedy et al.,
             "Rethinking the Inception architecture", 2016, section 7).
+        end: id that ends a caption, and never is its first.
+        forbidden: ids that captions never have when they are drawn.
     """
 
     def __init__(
-        self, *, encoder: Encoder | None, decoder: Decoder, pad: int, label_smoothing: float
+        self,
+        *,
+        encoder: Encoder | None,
+        decoder: Decoder,
+        pad: int,
+        label_smoothing: float,
+        end: int | None = None,
+        forbidden: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
         self._pad = pad
         self._smoothing = label_smoothing
+        self._end, self._forbidden = end, list(forbidden)
 
     def regions(self, photos: Tensor) -> Tensor:
         """Regions ``(B, L, D)``: of prepared photos ``(B, 3, H, W)``, or the cached ones."""
@@ -50,7 +65,8 @@ class Learner(nn.Module):
         Args:
             photos: ``(B, L, D)`` or ``(B, 3, H, W)``.
             captions: ``(B, K, T + 1)``.
-            weights: ``(B, K)``: of each caption in what is minimised; none is 1.
+            weights: ``(B, K)``: of each caption in what is minimised, which is then the surprise
+                among the words that can be drawn; none is 1, among all words.
 
         Returns:
             The sum of what is minimised, and the plain sum of ``-log p(word)`` (nats, without a
@@ -64,4 +80,19 @@ class Learner(nn.Module):
         if weights is not None:
             by_caption = torch.from_numpy(weights).to(scores.device).unsqueeze(-1)  # (B, K, 1)
             each = by_caption.expand_as(said)[said]  # (M,)
+            first = torch.zeros_like(said)
+            first[..., 0] = True
+            scores = self._drawable(scores, targets[said], first[said])
         return surprise(scores, targets[said], smoothing=self._smoothing, weights=each)
+
+    def _drawable(self, scores: Tensor, targets: Tensor, first: Tensor) -> Tensor:
+        """Scores ``(M, V)``, in place, without what cannot be drawn.
+
+        Where people said what cannot be, all words stay: ``targets`` ``(M,)`` is what was said, and
+        ``first`` whether it begins a caption.
+        """
+        forbidden = torch.tensor(self._forbidden, device=scores.device)
+        drawn = ~torch.isin(targets, forbidden)  # (M,)
+        scores[:, forbidden] = scores[:, forbidden].masked_fill(drawn.unsqueeze(1), NEVER)
+        scores[first & drawn, self._end] = NEVER
+        return scores

@@ -93,6 +93,8 @@ def own_trainee(
         decoder=decoder,
         pad=vocabulary.pad,
         label_smoothing=config.train.label_smoothing,
+        end=vocabulary.end,
+        forbidden=vocabulary.forbidden,
     )
     decoding = Decoding(beam=config.validation.beam)
 

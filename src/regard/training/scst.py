@@ -11,9 +11,8 @@ over words and the end. Its gradient is, without bias, that of the mean reward o
 the model draws: so the sum over a caption's words is not divided by their number, which the model
 chooses. They are drawn at temperature 1 by the decoder as it captions (:meth:`Decoder.fast`:
 without dropout, the forbidden words left out), then read again all at once for the gradient. In
-that reading there is ``decoder.dropout``: where it is not 0, the gradient is that of another model
-than the one that drew, which regularises. The probabilities that are read have the forbidden words
-in them, which a trained model gives next to nothing.
+that reading the forbidden words are left out too, and there is ``decoder.dropout``: where it is not
+0, the gradient is that of another model than the one that drew, which regularises.
 """
 
 from __future__ import annotations
