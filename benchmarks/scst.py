@@ -3,8 +3,9 @@
     python benchmarks/scst.py [--runs N] [--device cpu|cuda] [--json OUT]
 
 32 photos, 5 captions drawn of each, both decoders of the presets: L 49, D 2048, V 3,000. The
-weights are random, but the end of a caption is as probable as after ten words in eleven; so are
-the words of the references, 5 for each of 2,000 photos. A step is drawing, reward, gradient with
+weights are random, but every eleventh word drawn ends its caption, the twentieth at the latest, as
+it does those of a trained captioner. The references, 5 of each of 2,000 photos, have eleven
+random words, some much more frequent than others. A step is drawing, reward, gradient with
 its norm, and Adam. The bf16 copy that draws is made anew in every step: the weights have changed.
 """
 
@@ -31,7 +32,7 @@ from regard.training.loop import clip_gradients
 from regard.training.reward import Reward
 from regard.training.scst import SelfCritical
 
-B, K, L, D, V, PHOTOS, WORDS = 32, 5, 49, 2048, 3000, 2000, 11
+B, K, L, D, V, PHOTOS, WORDS, LONGEST = 32, 5, 49, 2048, 3000, 2000, 11, 19
 WANTED = 0.15
 """Most of a step that the reward may take."""
 
@@ -96,7 +97,7 @@ def _measured(preset: str, device: torch.device, runs: int) -> dict[str, float]:
         return found
 
     teach = SelfCritical(
-        learner, vocabulary, timed_reward, samples=K, longest=30, cross_entropy=0.0,
+        learner, vocabulary, timed_reward, samples=K, longest=LONGEST, cross_entropy=0.0,
         precision="auto", seed=0,
     )  # type: ignore[arg-type]  # fmt: skip
     optimizer = torch.optim.AdamW(learner.parameters(), 1e-6, fused=True)
@@ -123,11 +124,16 @@ def _measured(preset: str, device: torch.device, runs: int) -> dict[str, float]:
     return {**medians(measured), "words": float(np.mean(said))}
 
 
+@torch.no_grad()
 def _end_after(decoder: Decoder, end: int) -> None:
-    """Make the end one word in :data:`WORDS`, on average over random states."""
-    bias = decoder.get_parameter("bias" if hasattr(decoder, "bias") else "output.bias")
-    with torch.no_grad():
-        bias[end] += math.log((V - 1) / (WORDS - 1)) + (0.5 if hasattr(decoder, "bias") else 0.0)
+    """Make the end one word in :data:`WORDS`, on average over random captions."""
+    device = decoder.embedding.weight.device
+    captions = torch.randint(len(SPECIAL), V, (4, K, WORDS), device=device)
+    scores = decoder(torch.rand(4, L, D, device=device), captions)  # (4, K, T, V)
+    others = scores.index_fill(-1, torch.tensor(end, device=device), -torch.inf).logsumexp(-1)
+    parameters = dict(decoder.named_parameters())
+    bias = parameters["bias" if "bias" in parameters else "output.bias"]
+    bias[end] -= (scores[..., end] - others).mean() + math.log(WORDS - 1)
 
 
 def _finish(device: torch.device) -> None:

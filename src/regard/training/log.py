@@ -9,8 +9,8 @@ A training that learns from a reward has more columns in both: ``reward``, the m
 captions', which is the mean of their baselines too; ``spread``, the standard deviation of a photo's
 rewards; ``surprise``, the mean of ``-log p`` of a drawn word when it was drawn (nats), whose
 expectation is the entropy. In ``epochs.csv`` also how the validation captions stand up to the
-faults that a reward is known to teach: ``cut off``, the share that ends in the middle of a phrase,
-and ``words used``, how many different words they have.
+faults that a reward is known to teach: ``cut_off``, the share that ends in the middle of a phrase,
+and ``words_used``, how many different words they have.
 
 A run that goes on after a kill drops the lines written after its saved state, so that each
 iteration stands there once.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 
-WATCHED = ("cut off", "words used")
+WATCHED = {"cut off": "cut_off", "words used": "words_used"}
 """Faults that learning from a reward is known for: it breaks captions off, and narrows them."""
 
 
@@ -31,8 +31,8 @@ def validate(
         fabric: launched; the photos are shared out over its processes.
 
     Returns:
-        ``val_loss`` (nats a word), ``BLEU-4`` and ``CIDEr``, the same in every process; ``cut off``
-        and ``words used`` (:mod:`regard.metrics.diagnosis`) if the trainee is watched for them.
+        ``val_loss`` (nats a word), ``BLEU-4`` and ``CIDEr``, the same in every process; ``cut_off``
+        and ``words_used`` (:mod:`regard.metrics.diagnosis`) if the trainee is watched for them.
     """
     trainee.learner.eval()
     captions, say = trainee.known, trainee.speaker()
@@ -57,7 +57,7 @@ def validate(
         "val_loss": sum(p[0] for p in parts) / max(1, sum(p[1] for p in parts)),
         "BLEU-4": float(scores["BLEU-4"].corpus),
         "CIDEr": float(scores["CIDEr"].corpus),
-        **{name: faults[name] for name in WATCHED if name in faults},
+        **{column: faults[name] for name, column in WATCHED.items() if name in faults},
     }
 
 
