@@ -540,5 +540,4 @@ def test_the_preset_is_taken_for_it_alone():
     assert settings("x").train.reward == "cider=1"
     config = make_config(overrides={"captioner.init": "x", "train.objective": "scst"})
     assert (config.train.grouping, config.decoder.dropout) == ("photo", 0.0)
-    assert make_config(preset="scst", overrides={"captioner.init": "x"}) == config
     assert make_config(overrides={"captioner.init": "x"}).train.objective == "cross-entropy"

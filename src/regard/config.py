@@ -499,7 +499,6 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "decoder": {"dropout": 0.0},
             "train": {
-                "objective": "scst",
                 "epochs": 10,
                 "grouping": "photo",
                 "optimizer": "adamw",
