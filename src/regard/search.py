@@ -195,7 +195,7 @@ def draw(step: StepFunction, state: State, *, rules: Rules, uniform: Tensor) -> 
         step: says one word in each row.
         state: the state before the first word, one row a photo.
         rules: what holds for every caption.
-        uniform: ``(B, K, T)`` on the device of the state, each at least 0 and below 1: which word
+        uniform: ``(B, K, T)``, float32, on the device of the state, from 0 to below 1: which word
             is taken at each place. T is the most words, the end among them.
     """
     photos, count, most = uniform.shape
@@ -211,9 +211,8 @@ def draw(step: StepFunction, state: State, *, rules: Rules, uniform: Tensor) -> 
             each = rows // count
             scores, state = scores[each], state.select(each)
         cumulative = scores.exp().cumsum(-1)
-        total = cumulative[:, -1:]
-        below = torch.nextafter(total, torch.zeros_like(total))  # the product may be rounded up
-        place = (uniform[rows, t, None] * total).minimum(below).to(total)
+        # Below the last of the sums: a float32 below 1, times another, is rounded to below it.
+        place = uniform[rows, t, None] * cumulative[:, -1:]
         tokens = torch.searchsorted(cumulative, place, right=True).squeeze(-1)  # (R,)
         ids[rows, t] = tokens
         taken[rows, t] = scores.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)

@@ -95,7 +95,7 @@ class Consensus:
         of = np.array(photos)
         counts = self._first[of + 1] - self._first[of]  # (B,), references
         places = np.arange(counts.max())  # (R,)
-        # Where a photo has fewer than R the last one stands again, and does not count.
+        # Where a photo has fewer than R, the last one stands again: there all products are zero.
         wanted = self._first[of, None] + np.minimum(places, counts[:, None] - 1)  # (B, R)
         similarity = np.zeros((len(said), len(places)))
         for known, (caption, key) in zip(self._known, self._runs(said), strict=True):
@@ -109,7 +109,6 @@ class Consensus:
             similarity += np.divide(dot, norms, out=np.zeros_like(dot), where=norms > 0)
         apart = _pairs(said)[:, None] - self._pairs[wanted].repeat(each, axis=0)
         similarity *= 10 / ORDERS * np.exp(-(apart**2) / (2 * SIGMA**2))
-        similarity *= (places < counts[:, None]).repeat(each, axis=0)
         means: Floats = similarity.sum(1).reshape(-1, each) / counts[:, None]
         return means
 
