@@ -75,8 +75,8 @@ def save(folder: Path, model, *others) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def save_clip(folder: Path) -> Path:
+    """Save a tiny CLIP with random weights, as transformers saves real ones."""
     torch.manual_seed(0)
     tokenizer = words()
     config = transformers.CLIPConfig(**sizes(tokenizer), projection_dim=12)
@@ -86,7 +86,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pixels = transformers.CLIPImageProcessorPil(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
     )
-    return save(tmp_path_factory.mktemp("models") / "clip", model, tokenizer, pixels)
+    return save(folder, model, tokenizer, pixels)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_clip(tmp_path_factory.mktemp("models") / "clip")
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ def decoder(request) -> Decoder:
 def learner(decoder: Decoder, **settings: float) -> Learner:
     return Learner(
         encoder=None, decoder=decoder, pad=PAD, label_smoothing=0.0,
-        unreadable=(PAD, START, END), **settings,
+        end=END, forbidden=(PAD, START), **settings,
     )  # fmt: skip
 
 
@@ -82,9 +82,9 @@ def test_the_penalty_spreads_the_attention(decoder, batch):
 def test_nothing_is_drawn_at_the_beginning_of_a_run_or_when_judging(decoder, batch):
     plain = learner(decoder)(*batch)[0]
     drawing = learner(decoder, scheduled_sampling=1.0)
-    assert torch.equal(drawing(*batch, 0.0)[0], plain)
-    assert not torch.equal(drawing(*batch, 1.0)[0], plain)
-    assert torch.equal(drawing.eval()(*batch, 1.0)[0], plain)
+    assert torch.equal(drawing(*batch, done=0.0)[0], plain)
+    assert not torch.equal(drawing(*batch, done=1.0)[0], plain)
+    assert torch.equal(drawing.eval()(*batch, done=1.0)[0], plain)
 
 
 def test_words_are_drawn_from_what_was_expected_in_their_place(decoder, batch):
@@ -101,7 +101,7 @@ def test_words_are_drawn_from_what_was_expected_in_their_place(decoder, batch):
     drawing = learner(decoder, scheduled_sampling=1.0)
     counts = torch.zeros(V)
     for _ in range(300):
-        drawing(regions, captions, 1.0)
+        drawing(regions, captions, done=1.0)
         known, replaced = seen[-2:]
         assert torch.equal(known, captions[..., :-1])
         assert torch.equal(replaced[..., 0], known[..., 0])

@@ -41,6 +41,28 @@ def test_it_is_cross_entropy(way, dtype, smoothing, words):
     torch.testing.assert_close(given.grad.double(), wide.grad, rtol=rounding, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_words_may_have_weights(way, dtype, smoothing):
+    torch.manual_seed(0)
+    scores = (4 * torch.randn(7, 133)).to(dtype)
+    targets, weights = torch.randint(0, 133, (7,)), torch.randn(7)
+    wide = scores.double().clone().requires_grad_()
+    each = F.cross_entropy(wide, targets, label_smoothing=smoothing, reduction="none")
+    expected = (each * weights.double()).sum()
+    (3.5 * expected).backward()
+
+    given = scores.clone().requires_grad_()
+    total, nll = surprise(given * 1, targets, smoothing=smoothing, weights=weights)
+    (3.5 * total).backward()
+
+    torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=1e-5)
+    plain = F.cross_entropy(scores.double(), targets, reduction="sum")
+    torch.testing.assert_close(nll.double(), plain, rtol=1e-5, atol=0)
+    rounding = 5e-3 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(given.grad.double(), wide.grad, rtol=rounding, atol=1e-6)
+
+
 def test_scores_far_apart_do_not_overflow(way):
     scores = torch.tensor([[1000.0, 0.0, -1000.0]], requires_grad=True)
     total, _ = surprise(scores * 1, torch.tensor([1]), smoothing=0.0)

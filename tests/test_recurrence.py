@@ -12,7 +12,7 @@ from regard.models import native, recurrence
 from regard.models.lstm import LstmDecoder
 from regard.training.learner import Learner
 
-H, W, D, V, PAD = 3, 3, 10, 37, 0
+H, W, D, V, PAD, END = 3, 3, 10, 37, 0, 2
 
 
 @pytest.fixture(params=["compiled", "torch"])
@@ -64,7 +64,7 @@ def test_float32_gradients_are_those_of_the_literal_equations(
     literal = oracle.LiteralCaptioner(decoder).double()
     features = torch.rand(photos, D, H, W)
     captions = padded_captions(photos, each, steps)
-    learner = Learner(encoder=None, decoder=decoder, pad=PAD, label_smoothing=smoothing)
+    learner = Learner(encoder=None, decoder=decoder, pad=PAD, end=END, label_smoothing=smoothing)
 
     total, nll = learner(features.flatten(2).transpose(1, 2), captions)
     total.backward()
@@ -111,7 +111,7 @@ def test_bf16_gradients_stay_close_to_float32(way, gate, each):
         vocabulary_size=50, feature_width=64, embedding_width=16, hidden_width=32,
         attention_width=32, gate=gate,
     )  # fmt: skip
-    learner = Learner(encoder=None, decoder=decoder, pad=PAD, label_smoothing=0.1)
+    learner = Learner(encoder=None, decoder=decoder, pad=PAD, end=END, label_smoothing=0.1)
     regions, captions = torch.rand(4, 9, 64), torch.randint(1, 50, (4, each, 8))
     gradients = {}
     for narrow in (False, True):
@@ -169,7 +169,7 @@ def test_a_value_that_is_no_number_is_seen(way):
     decoder = small()
     regions = torch.rand(2, H * W, D)
     regions[0, 0, 0] = torch.nan
-    learner = Learner(encoder=None, decoder=decoder, pad=PAD, label_smoothing=0.0)
+    learner = Learner(encoder=None, decoder=decoder, pad=PAD, end=END, label_smoothing=0.0)
     total, nll = learner(regions, padded_captions(2, 2, 4))
     assert total.isnan()
     assert nll.isnan()
@@ -184,7 +184,7 @@ def test_a_short_training_in_bf16_ends_where_one_in_float32_does(way):
             vocabulary_size=V, feature_width=16, embedding_width=12, hidden_width=24,
             attention_width=16,
         )  # fmt: skip
-        learner = Learner(encoder=None, decoder=decoder, pad=PAD, label_smoothing=0.0)
+        learner = Learner(encoder=None, decoder=decoder, pad=PAD, end=END, label_smoothing=0.0)
         optimizer = torch.optim.Adam(learner.parameters(), 1e-2, fused=True)
         draw = torch.Generator().manual_seed(7)
         photos = torch.randn(24, 9, 16, generator=draw)

@@ -313,6 +313,11 @@ def test_charts_take_the_colours_of_the_page(tmp_path):
         assert "> $x$<" in chart
         assert (tmp_path / f"{name}.png").exists()
         assert (tmp_path / f"{name}.svg").exists()
+    rewarded = [{**step, "reward": 0.5} for step in steps]
+    faults = [{**epochs[0], "cut_off": 0.1, "words_used": 90}]
+    drawn = curve_charts({**runs, "rewarded": (rewarded, faults)}, tmp_path)
+    assert list(drawn) == [*charts, "reward", "repeated", "cut-off", "words-used"]
+    charts |= {name: drawn[name] for name in ("reward", "repeated", "cut-off", "words-used")}
     # Ids are the page's: no two charts may share one.
     ids = [id for chart in charts.values() for id in re.findall(r' id="([^"]*)"', chart)]
     assert len(ids) == len(set(ids)) > 0

@@ -248,6 +248,19 @@ def train(
             "id, folder or run): all of it but the part that sees.",
         ),
     ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            "--init",
+            help="Begin with this captioner of regard's own: a run, a model folder or a hub id.",
+        ),
+    ] = None,
+    scst: Annotated[
+        bool,
+        typer.Option(
+            "--scst", help="Train the captioner of --init to say what is rewarded, as by CIDEr."
+        ),
+    ] = False,
     fine_tune: Annotated[
         int | None,
         typer.Option(
@@ -262,7 +275,7 @@ def train(
         typer.Option(
             "--preset",
             help="Settings to begin with.",
-            show_default="report, or finetune with --from",
+            show_default="report; finetune with --from, scst with --scst",
         ),
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None,
@@ -297,6 +310,10 @@ def train(
                 "decoder and words of its own. Leave out the one or the other."
             )
         overrides["captioner.id"] = finished
+    if init is not None:
+        overrides["captioner.init"] = init
+    if scst:
+        overrides["train.objective"] = "scst"
     if encoder is not None:
         overrides["encoder.id"] = encoder
     if decoder is not None:
@@ -324,10 +341,10 @@ def train(
             "command and --resume."
         )
         raise typer.Exit(130)
-    typer.echo(
-        f"Best epoch {progress.best_epoch}, CIDEr {progress.best:.3f}. The model is in "
-        f"{outcome.model}"
-    )
+    best = f"Best epoch {progress.best_epoch}"
+    if progress.best_epoch < 0:
+        best = "No epoch is better than the captioner that it began with"
+    typer.echo(f"{best}, CIDEr {progress.best:.3f}. The model is in {outcome.model}")
 
 
 @app.command()
@@ -751,11 +768,18 @@ def _training_bar() -> Iterator[Any]:
                 highlight=False,
             )
 
+        def start(row: dict[str, float]) -> None:
+            bar.console.print(
+                f"as begun with  val loss {row['val_loss']:.3f}  BLEU-4 {row['BLEU-4']:.3f}  "
+                f"CIDEr {row['CIDEr']:.3f}",
+                highlight=False,
+            )
+
         yield Listener(
             message=lambda text: bar.console.print(text, highlight=False),
             features=encoded,
             begin=begin,
-            watch=Watch(iteration=iteration, epoch=epoch),
+            watch=Watch(start=start, iteration=iteration, epoch=epoch),
         )
 
 

@@ -30,17 +30,26 @@ LEAST_PIECES = 257
 """Every byte, and the mark that begins a word: pieces that a vocabulary of pieces cannot lack."""
 
 
+REWARDS = ("cider", "bleu4", "clipscore")
+"""What drawn captions can be rewarded for."""
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class CaptionerConfig(_Record):
-    """The finished captioner that is trained further, where one is."""
+    """The captioner that is trained further, where one is."""
 
     id: str | None = Field(
         None,
         description="Hub id or local folder of a finished captioner of transformers to train "
         "further, with its own encoder, decoder and words; none trains one of regard's own.",
+    )
+    init: str | None = Field(
+        None,
+        description="Run, model folder or hub id of a captioner of regard's own to begin with, "
+        "with its encoder, decoder and words; none begins anew.",
     )
     revision: str | None = Field(None, description="Commit or tag of a hub id.")
 
@@ -260,6 +269,28 @@ class TrainConfig(_Record):
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="Share of the target spread evenly over the vocabulary."
     )
+    objective: Literal["cross-entropy", "scst"] = Field(
+        "cross-entropy",
+        description="What is learnt: people's captions word by word, or to say what is rewarded "
+        "(self-critical sequence training, of a captioner to begin with).",
+    )
+    samples: int = Field(
+        5, ge=2, le=100, description="scst: captions drawn of each photo; each has the mean reward "
+        "of the others as its baseline.",
+    )  # fmt: skip
+    reward: str = Field(
+        "cider=1",
+        description="scst: what is rewarded, with weights: cider (0 to 10), bleu4 (0 to 1), "
+        "clipscore (0 to 2.5), as in cider=1,bleu4=0.5.",
+    )
+    reward_clip: str | None = Field(
+        None, description="scst: hub id or folder of the CLIP of the reward clipscore."
+    )
+    cross_entropy: float = Field(
+        0.0,
+        ge=0,
+        description="scst: weight of the cross-entropy of people's captions beside the reward.",
+    )
     clip: float = Field(5.0, ge=0, description="Largest norm of the gradient; 0 never clips.")
     precision: Literal["auto", "float32", "bf16"] = Field(
         "auto",
@@ -273,6 +304,65 @@ class TrainConfig(_Record):
         ge=1,
         description="Epochs without a better CIDEr after which training stops; none: never.",
     )
+
+    @field_validator("reward")
+    @classmethod
+    def _is_a_reward(cls, value: str) -> str:
+        _weights(value)
+        return value
+
+    @model_validator(mode="after")
+    def _can_be_rewarded(self) -> Self:
+        if self.objective != "scst":
+            return self
+        if self.grouping != "photo":
+            raise ValueError(
+                f"grouping is {self.grouping}; self-critical training draws captions of photos, it "
+                "needs photo (--preset scst has it)"
+            )
+        if self.label_smoothing:
+            raise ValueError(
+                f"label_smoothing is {self.label_smoothing}, which is for cross-entropy; set it to "
+                "0 (--preset scst does)"
+            )
+        for name in ("scheduled_sampling", "attention_penalty"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, which is for people's captions; leave it out"
+                )
+        if ("clipscore" in self.rewards) != (self.reward_clip is not None):
+            raise ValueError(
+                f"reward is {self.reward} and reward_clip {self.reward_clip}: the reward clipscore "
+                "and its CLIP belong together; set both, or neither"
+            )
+        return self
+
+    @property
+    def rewards(self) -> dict[str, float]:
+        """The weights of what is rewarded, by name."""
+        return _weights(self.reward)
+
+
+def _weights(text: str) -> dict[str, float]:
+    """``cider=1,bleu4=0.5`` by name.
+
+    Raises:
+        ValueError: it is not of this form.
+    """
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, number = (piece.strip() for piece in part.partition("="))
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if name not in REWARDS or name in found or not 0 < weight < math.inf:
+            raise ValueError(
+                f"{part.strip()!r} is no reward with its weight; expected some of "
+                f"{', '.join(REWARDS)}, each once with a weight above 0, as in cider=1,bleu4=0.5"
+            )
+        found[name] = weight
+    return found
 
 
 class ValidationConfig(_Record):
@@ -300,6 +390,23 @@ class Config(_Record):
 
     @model_validator(mode="after")
     def _of_one_captioner(self) -> Self:
+        init, rewarded = self.captioner.init, self.train.objective == "scst"
+        if self.captioner.id is not None and (init is not None or rewarded):
+            beside = "--scst" if rewarded else "--init"
+            raise ValueError(
+                f"{beside} cannot stand beside --from {self.captioner.id}: it is for captioners of "
+                "regard's own; leave out the one or the other"
+            )
+        if rewarded and init is None:
+            raise ValueError(
+                "--scst trains a captioner further that can speak already; give one of regard's "
+                "own, a run or a model folder, with --init"
+            )
+        if init is not None and (self.text.embeddings or self.train.word_epochs):
+            raise ValueError(
+                f"text.embeddings and train.word_epochs are for a captioner that begins anew; "
+                f"{init} has learnt its words: leave them out, or --init"
+            )
         if self.captioner.id is None:
             if self.train.freeze != "vision":
                 raise ValueError(
@@ -329,13 +436,23 @@ class Config(_Record):
 
     def in_use(self) -> dict[str, Any]:
         """The settings that count for the captioner that is trained, by section."""
-        exclude = _OF_OUR_OWN if self.captioner.id is not None else _OF_FINISHED
+        finished, begun = self.captioner.id is not None, self.captioner.init is not None
+        others = [
+            _OF_OUR_OWN if finished else {"captioner": {"id"}, "train": {"freeze"}},
+            {} if begun else {"captioner": {"init"}},
+            {} if begun or finished else {"captioner": {"revision"}},
+            {} if self.train.objective == "scst" else {"train": _OF_SCST},
+        ]
+        exclude: dict[str, set[str]] = {}
+        for sections in others:
+            for section, names in sections.items():
+                exclude[section] = exclude.get(section, set()) | names
         values = self.model_dump(exclude=exclude)
         return {name: value for name, value in values.items() if value != {}}
 
 
-_OF_FINISHED = {"captioner": {"id", "revision"}, "train": {"freeze"}}
-"""What is set for a finished captioner alone."""
+_OF_SCST = {"samples", "reward", "reward_clip", "cross_entropy"}
+"""What is set of a training for self-critical training alone."""
 
 _OF_OUR_OWN = {
     "encoder": set(EncoderConfig.model_fields) - {"fine_tune_stages"},
@@ -407,6 +524,22 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "scst": (
+        "For --scst, and taken for it unless another is named: five captions drawn of each photo, "
+        "CIDEr as the reward, a small rate, no dropout, validation with a beam.",
+        {
+            "decoder": {"dropout": 0.0},
+            "train": {
+                "epochs": 10,
+                "grouping": "photo",
+                "optimizer": "adamw",
+                "learning_rate": 2e-4,
+                "schedule": "cosine",
+                "warmup_steps": 20,
+            },
+            "validation": {"beam": 3},
+        },
+    ),
     "scenes": (
         "For drawn scenes, in a few minutes: the small encoder, which learns the words first, and "
         "a Transformer of one layer.",
@@ -450,7 +583,7 @@ def make_config(
 
     Args:
         preset: a key of :data:`PRESETS`; none is ``report``, or ``finetune`` where the settings
-            name a finished captioner.
+            name a finished captioner, or ``scst`` where that is the objective.
         file: a YAML file with any of the settings.
         settings: texts such as ``train.epochs=2``; the value is read as YAML.
         overrides: values by dotted name, applied after the file and before ``settings``.
@@ -482,8 +615,11 @@ def make_config(
         _put(values, name.strip(), _number(value))
     captioner = values.get("captioner")
     finished = isinstance(captioner, dict) and captioner.get("id") is not None
+    train = values.get("train")
+    rewarded = isinstance(train, dict) and train.get("objective") == "scst"
+    usual = "scst" if rewarded else "finetune" if finished else "report"
     begun: dict[str, Any] = {}
-    _merge(begun, PRESETS[preset or ("finetune" if finished else "report")][1])
+    _merge(begun, PRESETS[preset or usual][1])
     _merge(begun, values)
     return validated(begun)
 

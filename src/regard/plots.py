@@ -11,6 +11,7 @@ import textwrap
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,14 +141,16 @@ def curve_charts(runs: Mapping[str, Curves], folder: Path) -> dict[str, str]:
         folder: where each chart is written, ``NAME.png`` and ``NAME.svg``; made as needed.
 
     Returns:
-        By the charts' names, ``batch-loss``, ``epoch-loss``, ``cider`` and ``learning-rate``, an
-        ``<svg>`` element to be put into a page. Its words are in the page's font and its colours
+        By the charts' names, ``batch-loss``, ``epoch-loss``, ``cider`` and ``learning-rate``, and
+        ``reward``, ``cut-off`` and ``words-used`` if a run learnt from a reward, an ``<svg>``
+        element to be put into a page. Its words are in the page's font and its colours
         are the page's CSS variables: ``--ink``, ``--faint``, ``--rule``, ``--drawing`` (behind
         everything) and ``--run-1`` to ``--run-6``.
 
     """
     elements = {}
-    for name, paint in _CHARTS.items():
+    rewarded = any("reward" in row for steps, _ in runs.values() for row in steps)
+    for name, paint in (_CHARTS | (_REWARD_CHARTS if rewarded else {})).items():
         with _LOCK:
             page = _Page(*_CHART, "drawing the losses")
             paint(_room_for_chart(page, 0, 0), runs)
@@ -397,16 +400,31 @@ def _paint_epochs(axes: Any, runs: Mapping[str, Curves]) -> None:
     _label(axes, title, "epoch", "nats a word", everything)
 
 
-def _paint_cider(axes: Any, runs: Mapping[str, Curves]) -> None:
+def _paint_by_epoch(
+    axes: Any, runs: Mapping[str, Curves], *, field: str, title: str, unit: str
+) -> None:
     everything = []
     for colour, name, (_, epochs) in _coloured(runs):
-        cider = _series(epochs, "CIDEr")
+        values = _series(epochs, field)
         axes.plot(
-            _series(epochs, "epoch"), cider, "o-", color=colour, markersize=3, linewidth=1.5,
+            _series(epochs, "epoch"), values, "o-", color=colour, markersize=3, linewidth=1.5,
             label=name,
         )  # fmt: skip
-        everything.append(cider)
-    _label(axes, "CIDEr after each epoch", "epoch", "CIDEr", everything)
+        everything.append(values)
+    _label(axes, f"{title} after each epoch", "epoch", unit, everything)
+
+
+_paint_cider = partial(_paint_by_epoch, field="CIDEr", title="CIDEr", unit="CIDEr")
+
+
+def _paint_reward(axes: Any, runs: Mapping[str, Curves]) -> None:
+    everything = []
+    for colour, name, (steps, _) in _coloured(runs):
+        iteration, reward = _series(steps, "iteration"), _series(steps, "reward")
+        axes.plot(iteration, reward, color=colour, alpha=0.3, linewidth=0.7)
+        axes.plot(iteration, _smoothed(reward), color=colour, linewidth=1.7, label=name)
+        everything.append(reward)
+    _label(axes, "Reward of the drawn captions", "iteration", "", everything)
 
 
 def _paint_rate(axes: Any, runs: Mapping[str, Curves]) -> None:
@@ -427,6 +445,21 @@ _CHARTS: dict[str, Callable[[Any, Mapping[str, Curves]], None]] = {
     "cider": _paint_cider,
     "learning-rate": _paint_rate,
 }
+
+
+_REWARD_CHARTS: dict[str, Callable[[Any, Mapping[str, Curves]], None]] = {
+    "reward": _paint_reward,
+    "repeated": partial(
+        _paint_by_epoch, field="repeated", title="A phrase repeated", unit="share of captions"
+    ),
+    "cut-off": partial(
+        _paint_by_epoch, field="cut_off", title="Captions cut off", unit="share of captions"
+    ),
+    "words-used": partial(
+        _paint_by_epoch, field="words_used", title="Different words", unit="words"
+    ),
+}
+"""Of runs that learn from a reward: it, and the faults it is known to teach."""
 
 
 def _coloured(runs: Mapping[str, Curves]) -> list[tuple[str, str, Curves]]:

@@ -176,6 +176,55 @@ def sample(
     return trace.captions(count)
 
 
+class Draws(NamedTuple):
+    """Captions that were drawn for B photos, K of each."""
+
+    ids: Tensor
+    """``(B, K, T)``: words and the end after them, then -1; without an end what was cut."""
+    log_probabilities: Tensor
+    """``(B, K, T)``, float32: of each of them when it was drawn; 0 after the end."""
+
+
+@torch.no_grad()
+def draw(step: StepFunction, state: State, *, rules: Rules, uniform: Tensor) -> Draws:
+    """Draw captions word by word, as :func:`sample`, for what learns from many: ids alone.
+
+    What is drawn depends on a photo's own numbers. Captions that have ended are left out.
+
+    Args:
+        step: says one word in each row.
+        state: the state before the first word, one row a photo.
+        rules: what holds for every caption.
+        uniform: ``(B, K, T)``, float32, on the device of the state, from 0 to below 1: which word
+            is taken at each place. T is the most words, the end among them.
+    """
+    photos, count, most = uniform.shape
+    rows = torch.arange(photos * count, device=uniform.device)  # which of B K are going on
+    uniform = uniform.flatten(0, 1)
+    ids = torch.full((photos * count, most), -1, device=uniform.device)
+    taken = torch.zeros(photos * count, most, device=uniform.device)
+    tokens = torch.full((photos,), rules.start, device=uniform.device)
+    for t in range(most):
+        said = step(tokens, state)
+        scores, state = _log_probabilities(said.logits, rules, first=t == 0), said.state  # (R, V)
+        if t == 0:  # all captions of a photo begin alike
+            each = rows // count
+            scores, state = scores[each], state.select(each)
+        cumulative = scores.exp().cumsum(-1)
+        # Below the last of the sums: a float32 below 1, times another, is rounded to below it.
+        place = uniform[rows, t, None] * cumulative[:, -1:]
+        tokens = torch.searchsorted(cumulative, place, right=True).squeeze(-1)  # (R,)
+        ids[rows, t] = tokens
+        taken[rows, t] = scores.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        going = (tokens != rules.end).nonzero().squeeze(-1)
+        if not len(going):
+            break
+        if len(going) < len(rows):
+            rows, tokens, state = rows[going], tokens[going], state.select(going)
+    ids, taken = ids[:, : t + 1], taken[:, : t + 1]
+    return Draws(ids.reshape(photos, count, -1), taken.reshape(photos, count, -1))
+
+
 class _Chosen(NamedTuple):
     """What one step chose for P photos, W places each. Lists: single values of tensors are slow."""
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -53,6 +53,34 @@ FLAT = 0.95
 Of 49 regions, a map of this entropy covers as many as 40 equal ones would (49 to the power of
 0.95): whatever is lit in four fifths of a photo says nothing of where the word looked.
 """
+
+
+class Column(NamedTuple):
+    """One of the table of epochs."""
+
+    field: str
+    """In ``epochs.csv``."""
+    head: str
+    digits: int
+
+
+EPOCH_COLUMNS = (
+    Column("epoch", "epoch", 0),
+    Column("iteration", "iterations", 0),
+    Column("train_loss", "training loss", 3),
+    Column("reward", "reward", 3),
+    Column("spread", "spread of a photo's rewards", 3),
+    Column("val_loss", "validation loss", 3),
+    Column("BLEU-4", "BLEU-4", 3),
+    Column("CIDEr", "CIDEr", 3),
+    Column("repeated", "repeated", 3),
+    Column("cut_off", "cut off", 3),
+    Column("words_used", "words used", 0),
+    Column("seconds", "s", 0),
+)
+
+OF_A_REWARD = {"reward", "spread", "repeated", "cut_off", "words_used"}
+"""Columns that only runs have that learnt from a reward."""
 
 Captions = Mapping[str, Caption]
 """A run's captions by the photo's id."""
@@ -351,18 +379,20 @@ def training(runs: Sequence[Run], figures: Path) -> dict[str, Any]:
         "epoch-loss": [_course(run, run.epochs, "val_loss", "validation loss") for run in runs],
         "cider": [_course(run, run.epochs, "CIDEr", "CIDEr") for run in runs],
         "learning-rate": [_course(run, run.steps, "learning_rate", "rate") for run in runs],
+        "reward": [_course(run, run.steps, "reward", "reward") for run in runs],
+        "repeated": [_course(run, run.epochs, "repeated", "share repeated") for run in runs],
+        "cut-off": [_course(run, run.epochs, "cut_off", "share cut off") for run in runs],
+        "words-used": [_course(run, run.epochs, "words_used", "words") for run in runs],
     }
-    columns = ("epoch", "iteration", "train_loss", "val_loss", "BLEU-4", "CIDEr", "seconds")
-    digits = (0, 0, 3, 3, 3, 3, 0)
+    rewarded = any("reward" in epoch for run in runs for epoch in run.epochs)
+    columns = [c for c in EPOCH_COLUMNS if rewarded or c.field not in OF_A_REWARD]
     tables = [
         {
             "name": run.name,
             "rows": [
                 {
                     "best": epoch is run.best,
-                    "cells": [
-                        _number(epoch.get(c), d) for c, d in zip(columns, digits, strict=True)
-                    ],
+                    "cells": [_number(epoch.get(c.field), c.digits) for c in columns],
                 }
                 for epoch in run.epochs
             ],
@@ -370,7 +400,7 @@ def training(runs: Sequence[Run], figures: Path) -> dict[str, Any]:
         for run in runs
         if run.epochs
     ]
-    heads = ("epoch", "iterations", "training loss", "validation loss", "BLEU-4", "CIDEr", "s")
+    heads = [c.head for c in columns]
     charts = [
         {"name": name, "svg": svg, "said": f"{name.replace('-', ' ')}. {' '.join(said[name])}"}
         for name, svg in drawn.items()

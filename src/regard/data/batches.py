@@ -29,6 +29,14 @@ class Batch(NamedTuple):
     """``(B, K, T + 1)``, ids from ``<START>`` to ``<END>``, then padding; none is all padding."""
     targets: int
     """Words to be said by this batch in all processes together; the loss is their mean."""
+    indices: tuple[int, ...]
+    """B, which photos these are; none where a process has no part in a batch."""
+    items: int
+    """Photos, or captions if these are counted, in all processes together."""
+
+    def on(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return self._replace(photos=self.photos.to(device), captions=self.captions.to(device))
 
 
 class PhotoSource(Protocol):
@@ -160,12 +168,12 @@ class Plan:
             targets = sum(len(self.captions.by_photo[p][k]) + 1 for p, ks in items for k in ks)
             if not mine:  # fewer items than processes: this one takes part and adds nothing
                 nothing = torch.full((1, 1, 2), self.captions.pad)
-                yield Batch(source.read([items[0][0]]), nothing, targets)
+                yield Batch(source.read([items[0][0]]), nothing, targets, (), len(items))
                 continue
             groups = [[self.captions.by_photo[p][k] for k in ks] for p, ks in mine]
-            seen = [p for p, _ in mine]
-            photos = source.read(seen, [int(v) for v in views[seen]])
-            yield Batch(photos, self.captions.padded(groups), targets)
+            indices = tuple(p for p, _ in mine)
+            photos = source.read(indices, [int(v) for v in views[list(indices)]])
+            yield Batch(photos, self.captions.padded(groups), targets, indices, len(items))
 
     def order(self, epoch: int) -> list[list[Item]]:
         """The items of each batch of an epoch, over all processes."""

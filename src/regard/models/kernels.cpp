@@ -275,13 +275,16 @@ void surprise(const T* logits, const int64_t* targets, float* normaliser, float*
     }
 }
 
-// The gradient takes the place of the logits: scale * (p - smoothed target).
-void surprise_back(T* logits, const int64_t* targets, const float* normaliser, float scale,
-                   float smoothing, int64_t M, int64_t V, int threads) {
+// The gradient takes the place of the logits: scale * weight * (p - smoothed target), the weight of
+// each word 1 where there are none.
+void surprise_back(T* logits, const int64_t* targets, const float* normaliser,
+                   const float* weights, float all, float smoothing, int64_t M, int64_t V,
+                   int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t m = 0; m < M; m++) {
         T* row = logits + m * V;
         const float even = smoothing / float(V), sum = normaliser[m];
+        const float scale = weights ? all * weights[m] : all;
         const float target = exp_(wide(row[targets[m]]) - sum) - even - (1 - smoothing);
 #pragma omp simd
         for (int64_t j = 0; j < V; j++) put(row[j], scale * (exp_(wide(row[j]) - sum) - even));

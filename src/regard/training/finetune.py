@@ -22,6 +22,7 @@ from regard.errors import ModelError
 from regard.finished import Finished, find_finished, load_finished, require_taught
 from regard.models.library import quiet
 from regard.text.tokenise import detokenise, tokenise
+from regard.training.lesson import known_captions
 from regard.training.loss import surprise
 from regard.training.trainee import Begin, Trainee
 
@@ -51,7 +52,9 @@ class FinishedLearner(nn.Module):
         self._captioner.train(mode)
         return self
 
-    def forward(self, photos: Tensor, captions: Tensor, done: float = 0.0) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, photos: Tensor, captions: Tensor, *, done: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         """Sums over the pieces of the batch.
 
         Args:
@@ -122,6 +125,7 @@ def finished_trainee(
         at_once=8,
         speaker=lambda: say,
         keep=keep,
+        teach=known_captions(PAD),
     )  # fmt: skip
 
 

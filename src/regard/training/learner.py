@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from regard.data.batches import inputs_and_targets
 from regard.models.decoder import Decoder
 from regard.models.encoders import Encoder
 from regard.training.loss import surprise
+
+NEVER = -1e4
+"""A score of what cannot be. Not minus infinity: no mean over the vocabulary has that."""
 
 
 class Learner(nn.Module):
@@ -30,7 +35,8 @@ class Learner(nn.Module):
             sampling for sequence prediction", 2015, section 2.4). All words of a caption are drawn
             at once, each after the known words before it (Mihaylova and Martins, "Scheduled
             sampling for Transformers", 2019), so that one more reading is all it takes.
-        unreadable: ids that are never drawn to be read, such as the end of a caption.
+        end: id that ends a caption, and never is its first.
+        forbidden: ids that are never drawn.
     """
 
     def __init__(
@@ -39,10 +45,11 @@ class Learner(nn.Module):
         encoder: Encoder | None,
         decoder: Decoder,
         pad: int,
+        end: int,
         label_smoothing: float,
         attention_penalty: float = 0.0,
         scheduled_sampling: float = 0.0,
-        unreadable: Sequence[int] = (),
+        forbidden: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -51,7 +58,7 @@ class Learner(nn.Module):
         self._smoothing = label_smoothing
         self._penalty = attention_penalty
         self._sampling = scheduled_sampling
-        self._unreadable = list(unreadable)
+        self._end, self._forbidden = end, list(forbidden)
 
     def regions(self, photos: Tensor) -> Tensor:
         """Regions ``(B, L, D)``: of prepared photos ``(B, 3, H, W)``, or the cached ones."""
@@ -62,17 +69,26 @@ class Learner(nn.Module):
         narrow = torch.is_autocast_enabled(kind)
         return photos.to(torch.get_autocast_dtype(kind) if narrow else torch.float32)
 
-    def forward(self, photos: Tensor, captions: Tensor, done: float = 0.0) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        photos: Tensor,
+        captions: Tensor,
+        *,
+        done: float = 0.0,
+        weights: NDArray[np.float32] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Sums over the words of the batch.
 
         Args:
             photos: ``(B, L, D)`` or ``(B, 3, H, W)``.
             captions: ``(B, K, T + 1)``.
             done: share of the run's iterations that are done.
+            weights: ``(B, K)``: of each caption in what is minimised, which is then the surprise
+                among the words that can be drawn; none is 1, among all words.
 
         Returns:
             The sum of what is minimised, and the plain sum of ``-log p(word)`` (nats, without a
-            gradient).
+            gradient, without weights).
         """
         inputs, targets = inputs_and_targets(captions)
         regions = self.regions(photos)
@@ -81,7 +97,14 @@ class Learner(nn.Module):
         read = self.decoder.read(regions, inputs)
         said = targets != self._pad  # (B, K, T)
         scores = self.decoder.logits(read.hidden[said])  # (M, V)
-        total, nll = surprise(scores, targets[said], smoothing=self._smoothing)
+        each = None
+        if weights is not None:
+            by_caption = torch.from_numpy(weights).to(scores.device).unsqueeze(-1)  # (B, K, 1)
+            each = by_caption.expand_as(said)[said]  # (M,)
+            first = torch.zeros_like(said)
+            first[..., 0] = True
+            scores = self._drawable(scores, targets[said], first[said])
+        total, nll = surprise(scores, targets[said], smoothing=self._smoothing, weights=each)
         if self.training and self._penalty:
             looked = (read.attention * said.unsqueeze(-1)).sum(dim=2)  # (B, K, L)
             real = said.any(dim=-1, keepdim=True)  # not the padding of a photo with fewer captions
@@ -103,8 +126,20 @@ class Learner(nn.Module):
             return inputs
         read = self.decoder.read(regions, inputs)
         scores = self.decoder.logits(read.hidden[:, :, :-1][replaced[..., 1:]]).float()  # (M, V)
-        scores[:, self._unreadable] = -torch.inf
+        scores[:, [*self._forbidden, self._end]] = -torch.inf
         drawn = torch.multinomial(scores.softmax(dim=-1), 1).squeeze(1)
         inputs = inputs.clone()
         inputs[replaced] = drawn
         return inputs
+
+    def _drawable(self, scores: Tensor, targets: Tensor, first: Tensor) -> Tensor:
+        """Scores ``(M, V)``, in place, without what cannot be drawn.
+
+        Where people said what cannot be, all words stay: ``targets`` ``(M,)`` is what was said, and
+        ``first`` whether it begins a caption.
+        """
+        forbidden = torch.tensor(self._forbidden, device=scores.device)
+        drawn = ~torch.isin(targets, forbidden)  # (M,)
+        scores[:, forbidden] = scores[:, forbidden].masked_fill(drawn.unsqueeze(1), NEVER)
+        scores[first & drawn, self._end] = NEVER
+        return scores

@@ -28,6 +28,7 @@ from regard.config import TrainConfig
 from regard.data.batches import PhotoSource, Plan
 from regard.errors import RegardError
 from regard.training.average import Average
+from regard.training.lesson import Lesson, Teach
 from regard.training.log import RunLog
 from regard.training.schedule import rate
 
@@ -50,9 +51,13 @@ class Progress:
     step: int = 0
     """Iterations done in all."""
     loss_sum: float = 0.0
-    """Sum of ``-log p(word)`` over the epoch's words so far."""
+    """Sum of ``-log p(word)`` over the epoch's words so far; drawn captions' own, where they are
+    what it learns from."""
     words: int = 0
     """Words said in the epoch so far."""
+    sums: dict[str, list[float]] = field(default_factory=dict)
+    """Of what else is measured in an iteration: by name its sum over the epoch so far, and of how
+    many that is one."""
     seconds: float = 0.0
     """Time spent on the epoch's iterations so far."""
     best: float = -math.inf
@@ -69,6 +74,8 @@ class Progress:
 class Watch:
     """Who is told what happens; each does nothing unless it is given."""
 
+    start: Callable[[dict[str, float]], None] = field(default=lambda _: None)
+    """The scores of a captioner that training begins with, as it is."""
     iteration: Callable[[Progress, float, float], None] = field(default=lambda *_: None)
     """After each iteration: progress, loss, captions/s."""
     epoch: Callable[[dict[str, float]], None] = field(default=lambda _: None)
@@ -82,9 +89,11 @@ def run_loop(
     optimizer: torch.optim.Optimizer,
     plan: Plan,
     source: PhotoSource,
+    teach: Teach,
     config: TrainConfig,
     seed: int,
     validate: Callable[[], dict[str, float]],
+    begun: bool,
     keep_best: Callable[[dict[str, float]], None],
     state_file: Path,
     log_folder: Path,
@@ -99,10 +108,14 @@ def run_loop(
         optimizer: of the learner's parameters; each group's ``lr`` is its highest rate.
         plan: the batches of this process.
         source: the photos.
+        teach: what the captions of each batch are.
         config: how it learns.
         seed: of the iterations' random numbers.
         validate: scores after an epoch, among them ``CIDEr``; the same in every process.
-        keep_best: called in the first process after the best epoch so far.
+        begun: whether the captioner can speak already: then it is judged as it is, and an epoch is
+            better only if it is better than that.
+        keep_best: called in the first process with the row of the best epoch so far; epoch -1 is
+            the captioner as it was begun with.
         state_file: where the state to resume from is; read if it is there.
         log_folder: where the logs are.
         watch: who is told.
@@ -132,21 +145,25 @@ def run_loop(
                 log.flush()
                 _save(state_file, learner, optimizer, average, progress)
 
+        def keep_if_best(row: dict[str, float]) -> None:
+            judged = row["CIDEr"], -row["val_loss"]
+            if judged > (progress.best, -progress.best_loss):
+                progress.best, progress.best_loss = row["CIDEr"], row["val_loss"]
+                progress.best_epoch = int(row["epoch"])
+                if fabric.is_global_zero:
+                    keep_best(row)
+
         def judge() -> None:
             scores = validate()
             row = {
                 "epoch": progress.epoch,
                 "iteration": progress.step,
                 "train_loss": progress.loss_sum / max(1, progress.words),
+                **{name: total / max(1, of) for name, (total, of) in progress.sums.items()},
                 **scores,
                 "seconds": progress.seconds,
             }
-            judged = scores["CIDEr"], -scores["val_loss"]
-            if judged > (progress.best, -progress.best_loss):
-                progress.best, progress.best_loss = scores["CIDEr"], scores["val_loss"]
-                progress.best_epoch = progress.epoch
-                if fabric.is_global_zero:
-                    keep_best(row)
+            keep_if_best(row)
             if log is not None:
                 log.epoch(row)
             watch.epoch(row)
@@ -157,6 +174,7 @@ def run_loop(
             progress.epoch += 1
             progress.batch = progress.words = 0
             progress.loss_sum = progress.seconds = 0.0
+            progress.sums = {}
             patient = (
                 config.patience is None
                 or progress.epoch - 1 - progress.best_epoch < config.patience
@@ -166,6 +184,10 @@ def run_loop(
             )
             save()
 
+        if begun and not progress.step:
+            row = {"epoch": -1, **validate()}
+            keep_if_best(row)
+            watch.start(row)
         while not progress.finished:
             learner.train()
             batches = plan.batches(source, epoch=progress.epoch, first=progress.batch)
@@ -180,12 +202,15 @@ def run_loop(
                 for group, peak in zip(optimizer.param_groups, highest, strict=True):
                     group["lr"] = peak * factor
                 torch.manual_seed(_mixed(seed, progress.step, fabric.global_rank))
-                captions = batch.captions.to(device)
-                total, nll = wrapped(batch.photos.to(device), captions, progress.step / steps)
-                # DDP averages the gradients of its processes; the loss is a mean over all their
-                # words.
-                fabric.backward(total * (fabric.world_size / batch.targets))
-                loss = float(_sum_over_processes(fabric, nll)) / batch.targets
+                batch = batch.on(device)
+                lesson = teach(batch, progress.step)
+                weights = {} if lesson.weights is None else {"weights": lesson.weights}
+                share = progress.step / steps
+                total, nll = wrapped(batch.photos, lesson.captions, done=share, **weights)
+                # DDP averages the gradients of its processes; the loss is a mean over all of them.
+                fabric.backward(total * (fabric.world_size / lesson.divisor))
+                words, measures = _over_processes(fabric, lesson)
+                loss = float(_sum_over_processes(fabric, nll)) / words
                 norm = clip_gradients(learner, config.clip)
                 if not (math.isfinite(loss) and math.isfinite(norm)):
                     if log is not None:
@@ -205,16 +230,20 @@ def run_loop(
                             "loss": loss,
                             "learning_rate": factor * highest[0],
                             "gradient_norm": norm,
+                            **{name: total / max(1, of) for name, (total, of) in measures.items()},
                         }
                     )
                 ended = time.perf_counter()
                 elapsed, began = ended - began, ended  # with the reading of the batch
                 progress.step += 1
                 progress.batch += 1
-                progress.loss_sum += loss * batch.targets
-                progress.words += batch.targets
+                progress.loss_sum += loss * words
+                progress.words += words
+                for name, pair in measures.items():
+                    sums = progress.sums.get(name, (0.0, 0.0))
+                    progress.sums[name] = [a + b for a, b in zip(sums, pair, strict=True)]
                 progress.seconds += elapsed
-                read = captions.shape[0] * captions.shape[1] * fabric.world_size
+                read = lesson.captions.shape[0] * lesson.captions.shape[1] * fabric.world_size
                 watch.iteration(progress, loss, read / elapsed)
                 stop = _any_process(fabric, asked.is_set())
                 if stop or progress.step % config.save_every == 0:
@@ -252,6 +281,17 @@ def _sum_over_processes(fabric: Fabric, value: Tensor) -> Tensor:
         return value
     total: Tensor = fabric.all_reduce(value, reduce_op="sum")  # type: ignore[assignment]
     return total
+
+
+def _over_processes(fabric: Fabric, lesson: Lesson) -> tuple[int, dict[str, tuple[float, float]]]:
+    """The words and the measures of an iteration in all processes together."""
+    if fabric.world_size == 1:
+        return lesson.words, dict(lesson.measures)
+    numbers = [lesson.words, *(n for pair in lesson.measures.values() for n in pair)]
+    found = torch.tensor(numbers, dtype=torch.float64, device=fabric.device)
+    words, *sums = _sum_over_processes(fabric, found).tolist()
+    pairs = zip(sums[::2], sums[1::2], strict=True)
+    return int(words), dict(zip(lesson.measures, pairs, strict=True))
 
 
 def _any_process(fabric: Fabric, flag: bool) -> bool:

@@ -9,6 +9,8 @@ et al., "Rethinking the Inception architecture", 2016, section 7)::
     loss    = (1 - s) nll + s spread
     d_l_j   = p_j - s / V - (1 - s) [j = y]
 
+Each word's loss, and with it its gradient, may have a weight.
+
 Nothing of size ``(M, V)`` is kept but the scores themselves, in the precision they came in, and
 their gradient takes their place.
 """
@@ -26,25 +28,30 @@ ROWS = 64
 """Words at a time in torch, so that what is computed of them in float32 stays in the cache."""
 
 
-def surprise(scores: Tensor, targets: Tensor, *, smoothing: float) -> tuple[Tensor, Tensor]:
+def surprise(
+    scores: Tensor, targets: Tensor, *, smoothing: float, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Sums over M words.
 
     Args:
         scores: ``(M, V)``, of no further use: their gradient is written over them.
         targets: ``(M,)``, the ids that follow.
         smoothing: share of the target that is spread evenly over the vocabulary.
+        weights: ``(M,)``, float32: of each word in the loss; none is 1.
 
     Returns:
-        The loss, and ``-log p`` in nats, without a gradient.
+        The loss, and ``-log p`` in nats, without a gradient and without weights.
     """
-    total, nll = _Surprise.apply(scores, targets, smoothing)  # type: ignore[no-untyped-call]
+    total, nll = _Surprise.apply(  # type: ignore[no-untyped-call]
+        scores, targets, smoothing, weights
+    )
     return total, nll
 
 
 class _Surprise(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, scores: Tensor, targets: Tensor, smoothing: float
+        ctx: Any, scores: Tensor, targets: Tensor, smoothing: float, weights: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         scores = scores.contiguous()
         words, vocabulary = scores.shape
@@ -58,24 +65,27 @@ class _Surprise(torch.autograd.Function):
                 normaliser[rows] = x.logsumexp(-1)
                 nll[rows] = normaliser[rows] - x.gather(-1, targets[rows, None]).squeeze(-1)
                 spread[rows] = normaliser[rows] - x.mean(-1)
-        ctx.save_for_backward(scores, targets, normaliser)
+        ctx.save_for_backward(scores, targets, normaliser, weights)
         ctx.smoothing = smoothing
         said = nll.sum()
         ctx.mark_non_differentiable(said)
+        if weights is not None:
+            nll, spread = nll * weights, spread * weights
         return (1 - smoothing) * nll.sum() + smoothing * spread.sum(), said
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, d_total: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
-        scores, targets, normaliser = ctx.saved_tensors
+    def backward(ctx: Any, d_total: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
+        scores, targets, normaliser, weights = ctx.saved_tensors
         smoothing = ctx.smoothing
         words, vocabulary = scores.shape
         if compiled := native("surprise_back", scores):
             compiled(
-                scores, targets, normaliser, float(d_total), float(smoothing), words, vocabulary
-            )
+                scores, targets, normaliser, weights, float(d_total), float(smoothing), words,
+                vocabulary,
+            )  # fmt: skip
             torch.autograd.graph.increment_version(scores)  # autograd must know, as of torch's own
-            return scores, None, None
+            return scores, None, None, None
         for rows in _chunks(scores):
             p = (scores[rows].to(normaliser.dtype) - normaliser[rows, None]).exp_()
             p -= smoothing / vocabulary
@@ -83,8 +93,10 @@ class _Surprise(torch.autograd.Function):
                 -1, targets[rows, None], p.new_full((1, 1), smoothing - 1).expand(len(p), 1)
             )
             torch.mul(p, d_total, out=p)
+            if weights is not None:
+                p *= weights[rows, None]
             scores[rows] = p
-        return scores, None, None
+        return scores, None, None, None
 
 
 def _chunks(scores: Tensor) -> list[slice]:

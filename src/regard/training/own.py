@@ -1,4 +1,7 @@
-"""A captioner of our own, made ready to be trained: vocabulary, encoder, decoder, sources."""
+"""A captioner of our own, made ready to be trained: vocabulary, encoder, decoder, sources.
+
+It begins anew, or with one that was trained before; and learns people's captions, or a reward.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from regard.build import (
@@ -22,17 +27,25 @@ from regard.data.batches import CachedRegions, Captions, PhotoSource, Plan, Prep
 from regard.data.dataset import Photo
 from regard.data.features import build_features, build_views
 from regard.describe import Decoding, describe
+from regard.models.clip import Clip, load_clip
+from regard.models.decoder import Decoder
 from regard.models.encoders import Encoder
 from regard.text.tokenise import tokenise
 from regard.text.vectors import read_vectors
 from regard.text.vocabulary import Lexicon
+from regard.training.inherit import decoder_to_train, read_initial
 from regard.training.learner import Learner
+from regard.training.lesson import Teach, known_captions
 from regard.training.loop import read_state, write_state
+from regard.training.reward import Reward
+from regard.training.scst import SelfCritical
 from regard.training.trainee import Begin, Say, Trainee
 from regard.training.words import learn_words
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+
+CLIP = "--set train.reward_clip=..."
 
 
 def own_trainee(
@@ -61,23 +74,14 @@ def own_trainee(
         features: told photos encoded and photos in all.
     """
     tokens = [[tokenise(c) for c in p.captions] for p in photos]
-    vocabulary = build_vocabulary(config.text, (c for group in tokens for c in group))
-    vectors = None
-    if config.text.embeddings is not None:
-        vectors = read_vectors(Path(config.text.embeddings), vocabulary.words)
-        message(
-            f"Word vectors: {len(vectors.vectors)} of {len(vocabulary)} words "
-            f"({vectors.coverage(vocabulary.words):.1%}) have one."
-        )
-    config = with_embedding_width(config, vectors)
-    torch.manual_seed(config.seed)
-    encoder = build_encoder(config.encoder)
-    decoder = build_decoder(
-        config.decoder, vocabulary_size=len(vocabulary), feature_width=encoder.width
+    config, vocabulary, encoder, decoder, origin = (
+        _begun_with(config) if config.captioner.init is not None else _anew(config, tokens, message)
     )
-    if vectors is not None:
-        start_from_vectors(decoder, vocabulary, vectors)
-    begin(config, {})
+    clip = None
+    if config.train.reward_clip is not None:
+        clip = load_clip(config.train.reward_clip, device=str(fabric.device.type), option=CLIP)
+        origin = {**origin, "reward_clip": clip.weights_hash}
+    begin(config, origin)
     captions = _encoded(tokens, vocabulary, config.text.max_length)
     if config.train.word_epochs and not encoder.frozen:
         _learn_words(
@@ -93,7 +97,8 @@ def own_trainee(
         label_smoothing=config.train.label_smoothing,
         attention_penalty=config.train.attention_penalty,
         scheduled_sampling=config.train.scheduled_sampling,
-        unreadable=(*vocabulary.forbidden, vocabulary.end),
+        end=vocabulary.end,
+        forbidden=vocabulary.forbidden,
     )
     decoding = Decoding(beam=config.validation.beam)
 
@@ -106,6 +111,24 @@ def own_trainee(
             return [captions[0].words for captions in found]
 
         return say
+
+    teach: Teach = known_captions(vocabulary.pad)
+    if config.train.objective == "scst":
+        teach = SelfCritical(
+            learner,
+            vocabulary,
+            Reward(
+                [[c for c in group if c] for group in tokens],
+                config.train.rewards,
+                clip=clip,
+                seen=None if clip is None else _seen(clip, photos, message),
+            ),
+            samples=config.train.samples,
+            longest=decoding.max_length,
+            cross_entropy=config.train.cross_entropy,
+            precision=config.train.precision,
+            seed=config.seed,
+        )
 
     def keep(folder: Path, scores: Mapping[str, Any], data: str) -> None:
         write_model(
@@ -130,7 +153,51 @@ def own_trainee(
         at_once=50,
         speaker=speaker,
         keep=keep,
+        teach=teach,
+        watched=config.train.objective == "scst",
     )
+
+
+Begun = tuple[Config, Lexicon, Encoder, Decoder, Mapping[str, Any]]
+"""The settings in full, what was built, and what else makes the run what it is."""
+
+
+def _anew(
+    config: Config, tokens: Sequence[Sequence[Sequence[str]]], message: Callable[[str], None]
+) -> Begun:
+    """A captioner with random weights, the words perhaps from a file of vectors."""
+    vocabulary = build_vocabulary(config.text, (c for group in tokens for c in group))
+    vectors = None
+    if config.text.embeddings is not None:
+        vectors = read_vectors(Path(config.text.embeddings), vocabulary.words)
+        message(
+            f"Word vectors: {len(vectors.vectors)} of {len(vocabulary)} words "
+            f"({vectors.coverage(vocabulary.words):.1%}) have one."
+        )
+    config = with_embedding_width(config, vectors)
+    torch.manual_seed(config.seed)
+    encoder = build_encoder(config.encoder)
+    decoder = build_decoder(
+        config.decoder, vocabulary_size=len(vocabulary), feature_width=encoder.width
+    )
+    if vectors is not None:
+        start_from_vectors(decoder, vocabulary, vectors)
+    return config, vocabulary, encoder, decoder, {}
+
+
+def _begun_with(config: Config) -> Begun:
+    """The captioner of ``--init``."""
+    config, model = read_initial(config)
+    origin = {"init": {"id": config.captioner.init, "weights": model.weights_hash}}
+    return config, model.vocabulary, model.encoder, decoder_to_train(config, model), origin
+
+
+def _seen(
+    clip: Clip, photos: Sequence[Photo], message: Callable[[str], None]
+) -> NDArray[np.float32]:
+    """The photos as a CLIP sees them, ``(photos, E)``, once for the whole training."""
+    message(f"Looking at {len(photos)} photos with {clip.name}, for the reward ...")
+    return clip.embed_photos([p.path for p in photos])
 
 
 def _encoded(tokens: Sequence[Sequence[Sequence[str]]], vocabulary: Lexicon, most: int) -> Captions:

@@ -113,11 +113,6 @@ def train(
             f"encoder.fine_tune_stages is {stages}, which trains one that has them. Set one of "
             "them to 0."
         )
-    if config.train.objective == "cider" and config.init is None:
-        raise ConfigError(
-            "train.objective is cider: a captioner learns from its own captions once it has learnt "
-            "from known ones; name one with --init."
-        )
     _check_place(out, resume=resume)
     keep_freed_memory()
     fabric = _fabric(config, machine)
@@ -160,15 +155,19 @@ def train(
         optimizer=_optimizer(config.train, trainee.rates),
         plan=plan,
         source=trainee.source,
+        teach=trainee.teach,
         config=config.train,
         seed=config.seed,
         validate=lambda: validate(trainee, references, fabric=fabric),
+        begun=config.captioner.init is not None,
         keep_best=lambda row: trainee.keep(
             model,
             {
                 "split": f"{config.validation.split} ({len(judged)} photos)",
                 "beam": f"{config.validation.beam}",
-                "epoch": f"{int(row['epoch'])}",
+                "epoch": f"{int(row['epoch'])}"
+                if row["epoch"] >= 0
+                else "none, as it was begun with",
                 "CIDEr": row["CIDEr"],
                 "BLEU-4": row["BLEU-4"],
             },

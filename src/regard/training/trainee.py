@@ -12,6 +12,7 @@ from torch.nn import Parameter
 
 from regard.config import Config
 from regard.data.batches import Captions, PhotoSource
+from regard.training.lesson import Teach
 
 Begin = Callable[[Config, Mapping[str, Any]], None]
 """Told, once all could be had and before any work, the settings in full and what else makes two
@@ -45,3 +46,7 @@ class Trainee:
     speaker: Callable[[], Say]
     """Makes what captions with the weights as they are now."""
     keep: Keep
+    teach: Teach
+    """What is learnt from each batch."""
+    watched: bool = False
+    """Whether epochs are judged for the faults that a reward teaches."""

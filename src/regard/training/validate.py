@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from regard.data.batches import inputs_and_targets
+from regard.metrics.diagnosis import diagnose
 from regard.metrics.scores import score_all
 from regard.training.trainee import Trainee
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+
+
+WATCHED = {"repeated": "repeated", "cut off": "cut_off", "words used": "words_used"}
+"""Faults that learning from a reward is known for: it repeats, breaks off and narrows captions."""
 
 
 def validate(
@@ -26,7 +31,9 @@ def validate(
         fabric: launched; the photos are shared out over its processes.
 
     Returns:
-        ``val_loss`` (nats a word), ``BLEU-4`` and ``CIDEr``, the same in every process.
+        ``val_loss`` (nats a word), ``BLEU-4`` and ``CIDEr``, the same in every process;
+        ``repeated``, ``cut_off`` and ``words_used`` (:mod:`regard.metrics.diagnosis`) if the
+        trainee is watched for them.
     """
     trainee.learner.eval()
     captions, say = trainee.known, trainee.speaker()
@@ -44,11 +51,14 @@ def validate(
             written |= dict(zip(indices, say(photos), strict=True))
     parts = _from_all_processes(fabric, (nll, words, written))
     everything = {i: c for _, _, part in parts for i, c in part.items()}
-    scores = score_all([everything[i] for i in range(len(references))], references)
+    said = [everything[i] for i in range(len(references))]
+    scores = score_all(said, references)
+    faults = diagnose(said) if trainee.watched else {}
     return {
         "val_loss": sum(p[0] for p in parts) / max(1, sum(p[1] for p in parts)),
         "BLEU-4": float(scores["BLEU-4"].corpus),
         "CIDEr": float(scores["CIDEr"].corpus),
+        **{column: faults[name] for name, column in WATCHED.items() if name in faults},
     }
 
 
