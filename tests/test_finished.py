@@ -21,7 +21,7 @@ import foreign
 import regard
 import tiny
 from regard.describe import Decoding
-from regard.errors import ModelError, PhotoError
+from regard.errors import ConfigError, ModelError, PhotoError
 from regard.finished import Finished, find_finished, load_finished
 from regard.models.speakers import KINDS
 
@@ -201,6 +201,30 @@ def test_alone_equals_in_a_batch_and_draws_are_seeded(kind, loaded, photos):
         assert {len(group) for group in together} == {3}
     other = Decoding(sampling=True, seed=5, count=3, max_length=LENGTH, top_p=0.9)
     assert [[c.text for c in g] for g in loaded[kind].describe(photos, other)] != together
+
+
+@pytest.mark.parametrize("kind", ["blip", "git"])  # those whose pieces are words
+def test_search_keeps_to_what_was_asked(kind, loaded, photos):
+    model = loaded[kind]
+    plain = [group[0] for group in model.describe(photos, Decoding(max_length=LENGTH))]
+    words = [word for caption in plain for word in caption.words]
+    word = max(set(words), key=words.count)
+    decoding = Decoding(max_length=LENGTH, forbid=(word,), min_length=3)
+    for group in model.describe(photos, decoding):
+        for caption in group:
+            assert word not in caption.words
+    once = Decoding(max_length=LENGTH, no_repeat=1)
+    for group in model.describe(photos, once):
+        for caption in group:
+            assert len(set(caption.words)) == len(caption.words)
+    assert any(len(set(c.words)) < len(c.words) for c in plain)
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("options", [{"prefix": "a photo"}, {"groups": 3}])
+def test_options_that_its_program_lacks_are_refused(kind, options, loaded, photos):
+    with pytest.raises(ConfigError, match=f"^{next(iter(options))} is .*no such option"):
+        loaded[kind].describe(photos, Decoding(**options))
 
 
 @pytest.mark.parametrize("kind", ALL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -100,6 +101,57 @@ def test_alone_equals_in_a_batch(place):
     for decoding in (Decoding(beam=3), Decoding(sampling=True, seed=4, count=2, top_p=0.9)):
         together = [c.text for c in captioner.captions(photos, decoding)]
         assert together == [captioner.caption(p, decoding).text for p in photos]
+
+
+def test_several_captions_come_with_their_scores(place):
+    done = tiny.regard(
+        "caption", "tiny/photos/03.png", "--model", "run", "--beam", "4", "--groups", "2",
+        "--diversity", "2", "--count", "3", "--out", "several.jsonl", cwd=place,
+    )  # fmt: skip
+    (found,) = records(place / "several.jsonl")
+    candidates = found["candidates"]
+    assert len(candidates) == len({c["caption"] for c in candidates}) == 3
+    assert [c["score"] for c in candidates] == sorted(c["score"] for c in candidates)[::-1]
+    assert candidates[0]["caption"] == found["caption"]
+    for c in candidates:
+        assert f"{c['score']:8.3f}  {c['caption']}" in done.stdout
+
+
+def test_captions_keep_to_what_was_asked(place):
+    photos = [f"tiny/photos/{i:02}.png" for i in range(6)]
+
+    def said(*options: str) -> list[str]:
+        tiny.regard(
+            "caption", *photos, "--model", "run", *options, "--out", "kept.jsonl", cwd=place
+        )
+        return [r["caption"] for r in records(place / "kept.jsonl")]
+
+    plain = said()
+    first, last = plain[0].split()[0], plain[0].split()[-1]
+    for caption in said("--forbid", last, "--min-length", "6", "--no-repeat", "2"):
+        words = caption.split()
+        assert last not in words
+        assert len(words) >= 6 or len(words) < len(set(words)) + 2
+        pairs = list(itertools.pairwise(words))
+        assert len(set(pairs)) == len(pairs)
+    assert all(c.startswith(f"{last} {first}") for c in said("--prefix", f"{last} {first}"))
+    assert said("--sample", "--top-k", "1", "--beam", "1") == said("--beam", "1")
+
+
+def test_models_caption_together(place):
+    """Twice the same is the one, in captions and in scores."""
+    for name, models in (("one", ["run"]), ("two", ["run", "run/model"])):
+        options = [o for m in models for o in ("--model", m)]
+        tiny.regard("caption", "tiny/photos/03.png", *options, "--out", name, cwd=place)
+        tiny.regard(
+            "evaluate", "tiny", *options, "--no-meteor", "--json", f"{name}.json", cwd=place
+        )
+    assert records(place / "one") == records(place / "two")
+    one, two = (json.loads((place / f"{name}.json").read_text()) for name in ("one", "two"))
+    assert one["scores"] == two["scores"]
+    assert [other["model"] for other in two["settings"]["together_with"]] == [
+        one["settings"]["model"]
+    ]
 
 
 def test_samples_are_seeded(place):
@@ -252,6 +304,15 @@ def test_words_start_from_vectors(place):
         (["train", "tiny", "--out", "x", "--encoder", "./none"], "./none"),
         (["caption", "tiny/photos/00.png", "--model", "./none"], "There is no model at ./none"),
         (["caption", "tiny/photos/00.png", "--model", "run", "--beam", "0"], "beam is 0"),
+        (["caption", "a.png", "--model", "run", "--count", "4"], "count is 4, it must be at most"),
+        (
+            ["caption", "tiny/photos/00.png", "--model", "run", "--prefix", "a zebra"],
+            "does not know 'zebra'",
+        ),
+        (
+            ["caption", "a.png", "--model", "run", "--model", "./none"],
+            "There is no model at ./none",
+        ),
         (["caption", "tiny/photos/00.png", "--model", "run", "--device", "gpu"], "no device 'gpu'"),
         (["evaluate", "tiny", "--split", "val"], "Give either --model or --captions"),
         (["evaluate", "tiny", "--model", "run", "--split", "vall"], "There is no split 'vall'"),

@@ -31,13 +31,14 @@ FLOORS = {
     "exported": 4,
     "finished": 4,
     "rerank": 4,
-    "captioner": 5,
-    "training": 5,
-    "comparison": 5,
-    "evaluation": 5,
-    "gaze_check": 5,
-    "apps": 6,
-    "cli": 7,
+    "ensemble": 5,
+    "captioner": 6,
+    "training": 6,
+    "comparison": 6,
+    "evaluation": 6,
+    "gaze_check": 6,
+    "apps": 7,
+    "cli": 8,
 }
 
 # Neighbours on a floor: search speaks of a decoder's state and step (types alone); figures lay maps

@@ -17,11 +17,13 @@ from torch import Tensor
 
 from regard.checkpoint import Model, read_model
 from regard.describe import Caption, Decoding, describe
+from regard.ensemble import Ensemble, read_ensemble
 from regard.errors import ModelError, PhotoError
 from regard.exported import Exported, find_exported, load_exported
 from regard.finished import Finished, find_finished, load_finished
 from regard.images import Placement, open_photo, overlay_map
 from regard.models.devices import find_device
+from regard.models.encoders import Encoder
 from regard.models.fast import WORTH_COMPILING
 from regard.models.lanes import lanes
 
@@ -224,8 +226,7 @@ class Captioner(AnyCaptioner):
     def _describer(self, photos: int, batch_size: int) -> Describer:
         encode = self.encode
         if photos >= WORTH_COMPILING:
-            precision = self._encoder.fast_precision()
-            encode = self._encoder.fast(precision, photos=photos, batch_size=batch_size)
+            encode = _encode(self._encoder, photos, batch_size)
 
         def describer(prepared: Sequence[np.ndarray], decoding: Decoding) -> list[list[Caption]]:
             with torch.inference_mode():
@@ -233,6 +234,55 @@ class Captioner(AnyCaptioner):
                 # same from both.
                 regions = encode(torch.from_numpy(np.stack(prepared))).half()  # (B, L, D)
             return self.describe(regions, decoding)
+
+        return describer
+
+
+class EnsembleCaptioner(AnyCaptioner):
+    """Several models that caption together; threads may share it.
+
+    Args:
+        ensemble: from :func:`regard.ensemble.read_ensemble`.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    """
+
+    def __init__(self, ensemble: Ensemble, *, device: str = "auto") -> None:
+        self.ensemble = ensemble
+        self.device = find_device(device)
+        ensemble.to(self.device)
+        self._speaker = ensemble.speaker()
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the first was read from; none if it was made here."""
+        return self.ensemble.members[0].folder
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """H and W of the maps."""
+        return self.ensemble.grid
+
+    def placement(self, size: tuple[int, int]) -> Placement:
+        """Where the maps lie on an upright photo of this width and height, in its pixels."""
+        return self.ensemble.encoders[0].preparation.placement(*size)
+
+    def _prepare(self, photo: Image.Image) -> list[np.ndarray]:
+        return [encoder.preparation(photo) for encoder in self.ensemble.encoders]
+
+    def _describer(self, photos: int, batch_size: int) -> Describer:
+        encoders = [_encode(e, photos, batch_size) for e in self.ensemble.encoders]
+
+        def describer(
+            prepared: Sequence[Sequence[np.ndarray]], decoding: Decoding
+        ) -> list[list[Caption]]:
+            with torch.inference_mode():
+                each = [
+                    encode(torch.from_numpy(np.stack(images))).half()
+                    for encode, images in zip(encoders, zip(*prepared, strict=True), strict=True)
+                ]
+            regions = self.ensemble.regions(each).to(self.device, torch.float32)
+            vocabulary = self.ensemble.vocabulary
+            return describe(self._speaker, vocabulary, regions, grid=self.grid, decoding=decoding)
 
         return describer
 
@@ -312,8 +362,13 @@ class ExportedCaptioner(AnyCaptioner):
         return describer
 
 
+def _encode(encoder: Encoder, photos: int, batch_size: int) -> Callable[[Tensor], Tensor]:
+    """The encoder's fast form for so many photos."""
+    return encoder.fast(encoder.fast_precision(), photos=photos, batch_size=batch_size)
+
+
 def load(
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     *,
     encoder: str | None = None,
     revision: str | None = None,
@@ -324,7 +379,8 @@ def load(
     Args:
         source: a run, a model folder, or a hub id; or a folder or hub id of a captioner that
             `regard export` made, or of a finished one: a BLIP, a GIT, a BLIP-2, a Florence-2 or a
-            vision-encoder-decoder of transformers.
+            vision-encoder-decoder of transformers. Several of regard's own caption together, see
+            :mod:`regard.models.together`.
         encoder: another place of the encoder's weights than the model names.
         revision: commit or tag of a hub id.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
@@ -333,8 +389,32 @@ def load(
         ModelError: the model or its encoder cannot be had, is damaged, or does not fit together.
         ConfigError: there is no such device here.
     """
+    if not isinstance(source, str | Path):
+        if len(source) != 1:
+            require_own(source, revision=revision)
+            together = read_ensemble(source, encoder=encoder, revision=revision)
+            return EnsembleCaptioner(together, device=device)
+        (source,) = source
     if find_finished(source, revision=revision) is not None:
         return FinishedCaptioner(load_finished(source, revision=revision, device=device))
     if find_exported(source, revision=revision) is not None:
         return ExportedCaptioner(load_exported(source, revision=revision, device=device))
     return Captioner(read_model(source, encoder=encoder, revision=revision), device=device)
+
+
+def require_own(sources: Sequence[str | Path], *, revision: str | None = None) -> None:
+    """Refuse to let anything but regard's own models caption together.
+
+    Raises:
+        ModelError: one is a finished or exported captioner, or there is none.
+    """
+    if not sources:
+        raise ModelError("There is no model. Give a run, a model folder, or a hub id.")
+    for source in sources:
+        finished = find_finished(source, revision=revision) is not None
+        if finished or find_exported(source, revision=revision) is not None:
+            raise ModelError(
+                f"{source} cannot caption together with others: it is "
+                f"{'a finished' if finished else 'an exported'} captioner. Take models that "
+                "`regard train` wrote, or this one alone."
+            )

@@ -60,6 +60,14 @@ SplitSeed = Annotated[
 ModelPath = Annotated[
     str, typer.Option("--model", help="A run, a model folder, or a hub id.", show_default=False)
 ]
+ModelPaths = Annotated[
+    list[str],
+    typer.Option(
+        "--model",
+        help="A run, a model folder, or a hub id. Given again, those models caption together.",
+        show_default=False,
+    ),
+]
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A run, a model folder, or a hub id.")
 ]
@@ -86,6 +94,46 @@ LengthPenalty = Annotated[
     typer.Option(
         "--length-penalty", help="Exponent of the length that log-probabilities are divided by."
     ),
+]
+MinLength = Annotated[
+    int, typer.Option("--min-length", help="Fewest words (or pieces of words) of a caption.")
+]
+NoRepeat = Annotated[
+    int | None,
+    typer.Option("--no-repeat", metavar="N", help="Say no N words in a row twice in a caption."),
+]
+Forbid = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--forbid", metavar="PHRASE", help="A word or phrase that no caption has; may be repeated."
+    ),
+]
+Prefix = Annotated[
+    str, typer.Option("--prefix", help='What every caption begins with, such as "a photo of".')
+]
+Groups = Annotated[
+    int,
+    typer.Option("--groups", help="Groups of the beam that say different things; divides it."),
+]
+Diversity = Annotated[
+    float,
+    typer.Option(
+        "--diversity", help="How much less probable (nats) a group finds what earlier ones said."
+    ),
+]
+Sampling = Annotated[
+    bool, typer.Option("--sample", help="Draw the words at random instead of beam search.")
+]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the draws.")]
+Temperature = Annotated[
+    float, typer.Option("--temperature", help="Of the draws: below 1 sharper, above 1 flatter.")
+]
+TopK = Annotated[
+    int | None, typer.Option("--top-k", help="Draw from this many most probable words.")
+]
+TopP = Annotated[
+    float | None,
+    typer.Option("--top-p", help="Draw from the most probable words with this much probability."),
 ]
 
 
@@ -350,22 +398,28 @@ def train(
 @app.command()
 def caption(
     photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="Photos.")],
-    model: ModelPath,
+    model: ModelPaths,
     beam: Beam = 3,
+    groups: Groups = 1,
+    diversity: Diversity = 0.5,
+    min_length: MinLength = 1,
     max_length: MaxLength = 30,
     length_penalty: LengthPenalty = 0.7,
-    sampling: Annotated[
-        bool, typer.Option("--sample", help="Draw the words at random instead of beam search.")
-    ] = False,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the draws.")] = 0,
+    no_repeat: NoRepeat = None,
+    forbid: Forbid = None,
+    prefix: Prefix = "",
+    sampling: Sampling = False,
+    temperature: Temperature = 1.0,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    seed: Seed = 0,
     count: Annotated[
-        int, typer.Option("--count", help="Captions to choose the best of when sampling.")
+        int,
+        typer.Option(
+            "--count",
+            help="Captions of each photo, with their scores: the best of the beam, or draws.",
+        ),
     ] = 1,
-    temperature: Annotated[float, typer.Option("--temperature", help="Of the draws.")] = 1.0,
-    top_k: Annotated[int | None, typer.Option("--top-k", help="Draw from this many words.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option("--top-p", help="Draw from this much probability.")
-    ] = None,
     gaze: Annotated[
         Path | None, typer.Option("--gaze", help="Folder for a picture of the gaze a photo.")
     ] = None,
@@ -381,11 +435,14 @@ def caption(
     from regard.describe import Decoding
 
     decoding = Decoding(
-        beam=beam, max_length=max_length, length_penalty=length_penalty, sampling=sampling,
-        seed=seed, count=count, temperature=temperature, top_k=top_k, top_p=top_p,
+        beam=beam, groups=groups, diversity=diversity, min_length=min_length,
+        max_length=max_length, length_penalty=length_penalty, no_repeat=no_repeat,
+        forbid=tuple(forbid or ()), prefix=prefix, sampling=sampling, temperature=temperature,
+        top_k=top_k, top_p=top_p, seed=seed, count=count,
     )  # fmt: skip
     captioner = load(model, encoder=encoder, revision=revision, device=device)
-    _note_commit(model, captioner.folder)
+    if len(model) == 1:
+        _note_commit(model[0], captioner.folder)
     failed = caption_photos(
         captioner, photos, decoding, out=out, gaze=gaze, clip=_reranker(rerank, device),
         say=typer.echo, warn=_warn,
@@ -399,9 +456,7 @@ def evaluate(
     split: Annotated[
         str, typer.Option("--split", help="train, val (or dev), test or all.")
     ] = "val",
-    model: Annotated[
-        str | None, typer.Option("--model", help="A run, a model folder, or a hub id.")
-    ] = None,
+    model: ModelPaths = [],  # noqa: B006
     captions: Annotated[
         Path | None,
         typer.Option("--captions", help="Captions made elsewhere: JSON lines, or COCO results."),
@@ -423,8 +478,23 @@ def evaluate(
         typer.Option("--clip", help="CLIPScore too, with this CLIP: a folder or a hub id."),
     ] = None,
     beam: Beam = 3,
+    groups: Groups = 1,
+    diversity: Diversity = 0.5,
+    min_length: MinLength = 1,
     max_length: MaxLength = 30,
     length_penalty: LengthPenalty = 0.7,
+    no_repeat: NoRepeat = None,
+    forbid: Forbid = None,
+    prefix: Prefix = "",
+    sampling: Sampling = False,
+    temperature: Temperature = 1.0,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    seed: Seed = 0,
+    count: Annotated[
+        int,
+        typer.Option("--count", help="Draws of each photo, of which the best is scored."),
+    ] = 1,
     rerank: Rerank = None,
     revision: Revision = None,
     encoder: EncoderPlace = None,
@@ -439,8 +509,9 @@ def evaluate(
 
     Exit code 1 if a score that was asked for could not be had; the others still come.
     """
-    from regard.checkpoint import read_model
+    from regard.captioner import require_own
     from regard.describe import Decoding
+    from regard.ensemble import read_ensemble
     from regard.evaluation import (
         Extras,
         evaluate_captions,
@@ -450,7 +521,7 @@ def evaluate(
     )
     from regard.finished import find_finished, load_finished
 
-    if (model is None) == (captions is None):
+    if bool(model) == (captions is not None):
         raise RegardError("Give either --model or --captions.")
     dataset = _read(data, format, images, allow_missing, split_seed)
     extras = Extras(meteor=meteor, spice=spice, clip=clip)
@@ -464,20 +535,27 @@ def evaluate(
             device=device,
         )
     else:
-        assert model is not None
-        decoding = Decoding(beam=beam, max_length=max_length, length_penalty=length_penalty)
+        decoding = Decoding(
+            beam=beam, groups=groups, diversity=diversity, min_length=min_length,
+            max_length=max_length, length_penalty=length_penalty, no_repeat=no_repeat,
+            forbid=tuple(forbid or ()), prefix=prefix, sampling=sampling, temperature=temperature,
+            top_k=top_k, top_p=top_p, seed=seed, count=count,
+        )  # fmt: skip
         judge = _reranker(rerank, device)
-        if find_finished(model, revision=revision) is not None:
-            finished = load_finished(model, revision=revision, device=device)
-            _note_commit(model, finished.folder)
+        if len(model) > 1:
+            require_own(model, revision=revision)
+        if find_finished(model[0], revision=revision) is not None:
+            finished = load_finished(model[0], revision=revision, device=device)
+            _note_commit(model[0], finished.folder)
             with _bar("captions") as said:
                 result = evaluate_finished(
                     dataset, split, finished, decoding, extras=extras, device=device, clip=judge,
                     on_captions=said,
                 )  # fmt: skip
         else:
-            loaded = read_model(model, encoder=encoder, revision=revision)
-            _note_commit(model, loaded.folder)
+            loaded = read_ensemble(model, encoder=encoder, revision=revision)
+            for source, member in zip(model, loaded.members, strict=True):
+                _note_commit(source, member.folder)
             with _bar("photos") as seen, _bar("captions") as said:
                 result = evaluate_model(
                     dataset, split, loaded, decoding, extras=extras, device=device, cache=cache,

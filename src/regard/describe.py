@@ -12,7 +12,8 @@ from torch import Tensor
 from regard.errors import ConfigError
 from regard.models.decoder import Speaker
 from regard.search import Hypothesis, Rules, beam_search, sample
-from regard.text.tokenise import detokenise
+from regard.text.phrases import Phrases
+from regard.text.tokenise import detokenise, tokenise
 from regard.text.vocabulary import Lexicon
 
 
@@ -30,12 +31,26 @@ class Decoding:
     """Most words (or pieces of words, if the vocabulary is made of them) of a caption."""
     length_penalty: float = 0.7
     """Exponent of the length that a candidate's log-probability is divided by."""
+    min_length: int = 1
+    """Fewest words (or pieces of words) of a caption."""
+    no_repeat: int | None = None
+    """No so many words in a row are said twice in a caption; none allows it."""
+    forbid: tuple[str, ...] = ()
+    """Words and phrases that no caption has. A phrase that ends a longer word's spelling, where
+    words are made of pieces, ends it there too: without ``man`` there may be no ``manhole``."""
+    prefix: str = ""
+    """What every caption begins with, such as "a photo of"."""
+    groups: int = 1
+    """Groups that the beam is divided into, which say different things; divides the beam."""
+    diversity: float = 0.5
+    """How much less probable (nats) a group finds a word each time that an earlier one chose it at
+    the same place."""
     sampling: bool = False
     """Whether words are drawn at random instead."""
     seed: int = 0
     """Seed of the draws."""
     count: int = 1
-    """Captions for each photo when sampling."""
+    """Captions for each photo: drawn when sampling; else shown, of those that the beam found."""
     temperature: float = 1.0
     """Sharpness of the distribution drawn from: below 1 sharper, above 1 flatter."""
     top_k: int | None = None
@@ -44,33 +59,63 @@ class Decoding:
     """Draw from the most probable words that together reach this probability."""
 
     def __post_init__(self) -> None:
+        checks = [
+            ("beam", self.beam, 1 <= self.beam <= 50, "from 1 to 50"),
+            ("max-length", self.max_length, 1 <= self.max_length <= 200, "from 1 to 200"),
+            (
+                "min-length",
+                self.min_length,
+                1 <= self.min_length <= self.max_length,
+                f"from 1 to max-length, which is {self.max_length}",
+            ),
+            ("count", self.count, 1 <= self.count <= 100, "from 1 to 100"),
+            (
+                "count",
+                self.count,
+                self.sampling or self.count <= self.beam,
+                f"at most the beam, which is {self.beam}, or with sampling",
+            ),
+            ("length-penalty", self.length_penalty, 0 <= self.length_penalty <= 5, "from 0 to 5"),
+            (
+                "no-repeat",
+                self.no_repeat,
+                self.no_repeat is None or self.no_repeat >= 1,
+                "at least 1",
+            ),
+            (
+                "groups",
+                self.groups,
+                self.groups >= 1 and self.beam % self.groups == 0,
+                f"a divisor of the beam, which is {self.beam}",
+            ),
+            (
+                "groups",
+                self.groups,
+                self.groups == 1 or not self.sampling,
+                "1 with sampling, which has no beam",
+            ),
+            ("diversity", self.diversity, 0 <= self.diversity <= 100, "from 0 to 100"),
+            (
+                "temperature",
+                self.temperature,
+                0 < self.temperature <= 100,
+                "above 0, at most 100",
+            ),
+            ("seed", self.seed, 0 <= self.seed < 2**40, "at least 0 and below 2^40"),
+            ("top-k", self.top_k, self.top_k is None or self.top_k >= 1, "at least 1"),
+            ("top-p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "above 0, at most 1"),
+            *(
+                ("forbid", phrase, bool(tokenise(phrase)), "at least one word")
+                for phrase in self.forbid
+            ),
+            *(
+                ("forbid", phrase, not _within(phrase, self.prefix), "no part of the prefix")
+                for phrase in self.forbid
+            ),
+        ]
         problems = [
             f"{name} is {value!r}, it must be {wanted}"
-            for name, value, good, wanted in (
-                ("beam", self.beam, 1 <= self.beam <= 50, "from 1 to 50"),
-                ("max-length", self.max_length, 1 <= self.max_length <= 200, "from 1 to 200"),
-                ("count", self.count, 1 <= self.count <= 100, "from 1 to 100"),
-                (
-                    "length-penalty",
-                    self.length_penalty,
-                    0 <= self.length_penalty <= 5,
-                    "from 0 to 5",
-                ),
-                (
-                    "temperature",
-                    self.temperature,
-                    0 < self.temperature <= 100,
-                    "above 0, at most 100",
-                ),
-                ("seed", self.seed, 0 <= self.seed < 2**40, "at least 0 and below 2^40"),
-                ("top-k", self.top_k, self.top_k is None or self.top_k >= 1, "at least 1"),
-                (
-                    "top-p",
-                    self.top_p,
-                    self.top_p is None or 0 < self.top_p <= 1,
-                    "above 0, at most 1",
-                ),
-            )
+            for name, value, good, wanted in checks
             if not good
         ]
         if problems:
@@ -119,14 +164,12 @@ def describe(
 
     Returns:
         For each photo its captions, best first, at least one.
+
+    Raises:
+        ConfigError: the vocabulary lacks a word of the prefix, or the prefix is too long; or no
+            caption can be begun because every word is forbidden.
     """
-    rules = Rules(
-        start=vocabulary.start,
-        end=vocabulary.end,
-        forbidden=vocabulary.forbidden,
-        max_length=decoding.max_length,
-        length_penalty=decoding.length_penalty,
-    )
+    rules = rules_of(decoding, vocabulary)
     with torch.inference_mode():
         state = decoder.start(regions)
     photos = len(regions)
@@ -136,8 +179,51 @@ def describe(
             temperature=decoding.temperature, top_k=decoding.top_k, top_p=decoding.top_p,
         )  # fmt: skip
     else:
-        found = beam_search(decoder.step, state, photos, rules=rules, width=decoding.beam)
+        found = beam_search(
+            decoder.step, state, photos, rules=rules, width=decoding.beam,
+            groups=decoding.groups, diversity=decoding.diversity,
+        )  # fmt: skip
     return [[_in_words(h, vocabulary, grid) for h in hypotheses] for hypotheses in found]
+
+
+def rules_of(decoding: Decoding, vocabulary: Lexicon) -> Rules:
+    """What search has to keep to, in ids.
+
+    Raises:
+        ConfigError: the vocabulary lacks a word of the prefix, or the prefix is too long.
+    """
+    prefix = tokenise(decoding.prefix)
+    pieces = vocabulary.pieces(prefix) if prefix else []
+    unsaid = set(vocabulary.forbidden)
+    unknown = [repr(w) for w, ids in zip(prefix, pieces, strict=True) if unsaid & set(ids)]
+    if unknown:
+        raise ConfigError(
+            f"No caption can begin with {decoding.prefix!r}: the captioner does not know "
+            f"{', '.join(unknown)}. Take words of its {vocabulary.file_name}."
+        )
+    ids = [i for word in pieces for i in word]
+    if len(ids) > decoding.max_length:
+        raise ConfigError(
+            f"No caption can begin with {decoding.prefix!r}: that is {len(ids)} words (or pieces "
+            f"of words), and max-length is {decoding.max_length}. Take a greater one."
+        )
+    forbidden = [tokenise(phrase) for phrase in decoding.forbid]
+    barring = forbidden or decoding.no_repeat is not None
+    return Rules(
+        start=vocabulary.start,
+        end=vocabulary.end,
+        forbidden=vocabulary.forbidden,
+        barred=Phrases(vocabulary, forbidden, decoding.no_repeat) if barring else None,
+        prefix=tuple(ids),
+        min_length=decoding.min_length,
+        max_length=decoding.max_length,
+        length_penalty=decoding.length_penalty,
+    )
+
+
+def _within(phrase: str, text: str) -> bool:
+    """Whether a text has the words of a phrase, one after the other."""
+    return f" {' '.join(tokenise(phrase))} " in f" {' '.join(tokenise(text))} "
 
 
 def mean_by_word(maps: np.ndarray, lengths: Sequence[int]) -> np.ndarray:

@@ -17,6 +17,7 @@ from regard.checkpoint import Model
 from regard.data.dataset import Dataset, Photo
 from regard.data.features import build_features
 from regard.describe import Caption, Decoding, describe
+from regard.ensemble import Ensemble
 from regard.errors import DataError, MissingExtraError, ModelError, ScoreUnavailable
 from regard.files import write_json
 from regard.finished import Finished
@@ -107,7 +108,7 @@ class Evaluation:
 def evaluate_model(
     dataset: Dataset,
     split: str,
-    model: Model,
+    model: Model | Ensemble,
     decoding: Decoding,
     *,
     extras: Extras | None = None,
@@ -123,7 +124,8 @@ def evaluate_model(
     Args:
         dataset: photos with their references.
         split: ``train``, ``val`` (or ``dev``), ``test`` or ``all``.
-        model: from :func:`regard.checkpoint.read_model`; moved to the device.
+        model: from :func:`regard.checkpoint.read_model` or :func:`regard.ensemble.read_ensemble`;
+            moved to the device.
         decoding: how captions are chosen.
         extras: scores beyond the usual ones.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
@@ -140,27 +142,38 @@ def evaluate_model(
     photos = _with_references(dataset, split)
     paths = [p.path for p in photos]
     there = find_device(device)
-    encoder = model.encoder.to(there)
-    model.decoder.to(there)
-    decoder = model.speaker()
-    store = build_features(paths, encoder, cache, on_progress=on_features)
+    ensemble = Ensemble((model,)) if isinstance(model, Model) else model
+    ensemble.to(there)
+    speaker = ensemble.speaker()
+    stores = [build_features(paths, e, cache, on_progress=on_features) for e in ensemble.encoders]
 
     def say(batch: Sequence[Path]) -> list[list[Caption]]:
-        regions = torch.from_numpy(store.read(batch)).to(there, torch.float32)
-        return describe(decoder, model.vocabulary, regions, grid=encoder.grid, decoding=decoding)
+        each = [torch.from_numpy(store.read(batch)) for store in stores]
+        regions = ensemble.regions(each).to(there, torch.float32)
+        return describe(
+            speaker, ensemble.vocabulary, regions, grid=ensemble.grid, decoding=decoding
+        )
 
     captions, cut = _captioned(paths, say, batch_size, clip, on_captions)
     settings = {
-        "model": model.weights_hash,
-        "revision": None if model.folder is None else commit_of(model.folder),
-        "encoder": encoder.describe(),
+        **_described(ensemble.members[0]),
         "decoding": asdict(decoding),
         **_reranked_by(clip),
     }
+    if len(ensemble.members) > 1:
+        settings["together_with"] = [_described(other) for other in ensemble.members[1:]]
     return _evaluated(
         dataset, split, photos, captions, settings, extras or Extras(), device,
-        vocabulary=model.vocabulary.words if model.vocabulary.closed else None, cut=cut,
+        vocabulary=ensemble.vocabulary.words if ensemble.vocabulary.closed else None, cut=cut,
     )  # fmt: skip
+
+
+def _described(model: Model) -> dict[str, Any]:
+    return {
+        "model": model.weights_hash,
+        "revision": None if model.folder is None else commit_of(model.folder),
+        "encoder": model.encoder.describe(),
+    }
 
 
 def evaluate_finished(

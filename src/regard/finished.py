@@ -30,7 +30,7 @@ from torch.nn import Parameter
 import regard
 from regard.card import CARE, score_table
 from regard.describe import Caption, Decoding
-from regard.errors import ModelError
+from regard.errors import ConfigError, ModelError
 from regard.files import replaced_folder
 from regard.images import Placement, Preparation
 from regard.models.devices import find_device
@@ -407,11 +407,15 @@ class Finished:
 
         Args:
             photos: any number.
-            decoding: how captions are chosen; ``max_length`` counts pieces and the end. What it
-                does not say, such as a ban of repeats, is as the model's makers set it.
+            decoding: how captions are chosen; ``max_length`` and ``no_repeat`` count pieces, the
+                end among them. What it does not say, such as a penalty of repeats, is as the
+                model's makers set it. A forbidden word is one as the tokenizer writes it.
 
         Returns:
             For each photo its captions, best first, at least one.
+
+        Raises:
+            ConfigError: a prefix or groups, which its program does not have.
         """
         return self.describe_prepared(self.prepare(photos), decoding)
 
@@ -425,6 +429,13 @@ class Finished:
 
     def describe_prepared(self, pixels: Tensor, decoding: Decoding) -> list[list[Caption]]:
         """Caption photos as :meth:`prepare` gives them; see :meth:`describe`."""
+        if decoding.prefix or decoding.groups > 1:
+            option = "prefix" if decoding.prefix else "groups"
+            raise ConfigError(
+                f"{option} is {getattr(decoding, option)!r}, but captions of a finished captioner "
+                "are chosen by its own program, which has no such option. Leave it out, or take a "
+                "model of regard's own."
+            )
         each = decoding.count if decoding.sampling else decoding.beam
         # One by one when drawing, so that a photo's captions do not change with its neighbours. In
         # a beam every word's scores are kept to the end: 48 rows of 50,000 words are 10 MB a step.
@@ -440,16 +451,31 @@ class Finished:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
         return ids[:most]
 
+    def _spellings(self, phrases: Sequence[str]) -> list[list[int]]:
+        """The pieces of phrases: at the beginning of a caption and inside, small and capital."""
+        spelled = (
+            tuple(self._tokenizer(space + written, add_special_tokens=False).input_ids)
+            for phrase in phrases
+            for written in (phrase, phrase.lower(), phrase.capitalize(), phrase.title())
+            for space in ("", " ")
+        )
+        unknown = self._tokenizer.unk_token_id
+        return [list(ids) for ids in dict.fromkeys(spelled) if ids and unknown not in ids]
+
     def _caption(self, pixels: Tensor, decoding: Decoding, each: int) -> list[list[Caption]]:
         settings: dict[str, Any] = {
             "max_new_tokens": decoding.max_length + self._marks,
-            "min_new_tokens": 1 + self._marks,  # no end before a word
+            "min_new_tokens": decoding.min_length + self._marks,  # no end before a word
             "forced_eos_token_id": None,  # a caption that is cut off shall be known for one
             "num_return_sequences": each,
             "pad_token_id": self._pad,
             "return_dict_in_generate": True,
             "output_logits": True,
         }
+        if decoding.no_repeat is not None:
+            settings["no_repeat_ngram_size"] = decoding.no_repeat
+        if spelled := self._spellings(decoding.forbid):
+            settings["bad_words_ids"] = spelled
         if decoding.sampling:
             settings |= {
                 "do_sample": True, "num_beams": 1, "temperature": decoding.temperature,

@@ -1,20 +1,29 @@
 """How a caption is chosen, over ids, scores and a step function: it knows neither words nor models.
 
 It always returns a caption of at least one word, and never an id that was forbidden.
+
+Two kinds of words are not said. What is forbidden everywhere, and the end before the least length,
+is left out of the distribution: the others share its probability. What may not follow one
+beginning, such as a phrase said twice, is left out of the choice alone: were its share given to
+others, a beginning that wants to repeat itself would be rewarded for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from regard.errors import ConfigError
 from regard.models.decoder import State, Step
 
 StepFunction = Callable[[Tensor, State], Step]
+
+Barred = Callable[[Sequence[int]], Iterable[int]]
+"""The ids of a beginning, to those that may not follow it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +54,13 @@ class Rules:
     """Id that ends a caption."""
     forbidden: tuple[int, ...] = ()
     """Ids that are never chosen."""
+    barred: Barred | None = None
+    """What may not follow a beginning; the prefix is always said. Where nothing else is left, the
+    caption ends."""
+    prefix: tuple[int, ...] = ()
+    """Words that every caption begins with; no more than the greatest length."""
+    min_length: int = 1
+    """Fewest words of a caption where any may follow; at least 1, at most the greatest length."""
     max_length: int = 30
     """Most words of a caption; at least 1."""
     length_penalty: float = 0.0
@@ -53,11 +69,24 @@ class Rules:
 
 @torch.inference_mode()
 def beam_search(
-    step: StepFunction, state: State, photos: int, *, rules: Rules, width: int
+    step: StepFunction,
+    state: State,
+    photos: int,
+    *,
+    rules: Rules,
+    width: int,
+    groups: int = 1,
+    diversity: float = 0.0,
 ) -> list[list[Hypothesis]]:
     """Keep the ``width`` best beginnings of each caption until ``width`` have ended.
 
     A beginning that ends leaves the beam and its place with it, so a width of 1 is greedy search.
+
+    In several groups each has its part of the width, and they choose their words one after
+    another: a group finds every word less probable by ``diversity`` (nats) for each time that an
+    earlier group of the photo chose it at the same place (Vijayakumar et al., "Diverse beam
+    search", 2018, section 3, with the Hamming distance; the end is not counted, so that groups
+    need not differ in length). That moves the choice; captions' scores are the model's own.
 
     Args:
         step: says one word in each row.
@@ -65,30 +94,37 @@ def beam_search(
         photos: B.
         rules: what holds for every caption.
         width: how many beginnings are kept, at least 1.
+        groups: G, a divisor of the width.
+        diversity: lambda, at least 0.
 
     Returns:
-        For each photo its captions, best first: at least one, at most ``width``.
+        For each photo its captions, best first: at least one, at most ``width``, no two alike.
+
+    Raises:
+        ConfigError: the rules leave no word to begin with.
     """
-    trace = _Trace(photos, rules)
-    tokens = torch.full((photos,), rules.start).to(state.device)
-    totals = torch.zeros(photos, 1)
-    places = torch.full((photos,), width)  # beginnings that each photo may still keep
+    if groups > 1:
+        state = state.select(torch.arange(photos).repeat_interleave(groups).to(state.device))
+    beams, most = photos * groups, width // groups  # a group is searched as a photo is
+    trace, beginnings = _Trace(beams, rules), _Beginnings(beams, rules)
+    tokens = torch.full((beams,), rules.start).to(state.device)
+    totals = torch.zeros(beams, 1)
+    places = torch.full((beams,), most)  # beginnings that each beam may still keep
+    beam = torch.arange(beams)  # which of them are going on
     for t in range(rules.max_length + 1):
         said = step(tokens, state)
-        scores = _log_probabilities(said.logits, rules, first=t == 0)  # (R, V)
-        # Beginnings (P, W) of the photos whose captions have not all ended; R of them are going on.
+        scores = _log_probabilities(said.logits, rules, t)  # (R, V)
+        # Beginnings (P, W) of the beams whose captions have not all ended; R of them are going on.
         going = totals.isfinite()
         if t == rules.max_length:
             trace.cut(t, totals, _in_table(scores[:, rules.end].cpu(), going))
             break
-        words, ids = (x.cpu() for x in scores.topk(min(width, scores.shape[-1]), dim=1))  # (R, W)
-        each = words.shape[1]
-        # All continuations that can be among the best, (P, W x W).
-        words, ids = _in_table(words, going), _in_table(ids, going)
-        joint = (totals.unsqueeze(2) + words).flatten(1)
-        words, ids = words.flatten(1), ids.flatten(1)
-        totals, chosen = joint.topk(min(width, joint.shape[1]), dim=1)  # (P, W)
-        parents, ids, words = chosen // each, ids.gather(1, chosen), words.gather(1, chosen)
+        scores = beginnings.choices(scores, said.logits, t)
+        if groups == 1:
+            chosen = _best(scores, totals, going, most)
+        else:
+            chosen = _best_apart(scores, totals, places, beam, groups, diversity, most, rules.end)
+        totals, parents, ids, words = chosen
         alive = (torch.arange(totals.shape[1]) < places.unsqueeze(1)) & totals.isfinite()
         ended = alive & (ids == rules.end)
         rows = _in_table(torch.arange(len(scores)), going).gather(1, parents)
@@ -102,9 +138,11 @@ def beam_search(
             break
         state = said.state.select(rows[going].to(state.device))
         tokens = ids[going].to(state.device)
-        totals, places = totals[unfinished], places[unfinished]
+        beginnings.go_on(rows[going], ids[going])
+        totals, places, beam = totals[unfinished], places[unfinished], beam[unfinished]
         trace.leave_out(~unfinished)
-    return trace.captions(width)
+    found = trace.captions(most)
+    return [_merged(found[b : b + groups]) for b in range(0, beams, groups)]
 
 
 @torch.inference_mode()
@@ -123,8 +161,7 @@ def sample(
     """Draw captions word by word.
 
     Each draw has its own numbers, which depend on ``seed`` and its place among the ``count`` draws
-    of its photo
-    alone: a photo's captions do not change with its neighbours.
+    of its photo alone: a photo's captions do not change with its neighbours.
 
     Args:
         step: says one word in each row.
@@ -141,20 +178,24 @@ def sample(
     Returns:
         For each photo its ``count`` captions, best first. Their log-probabilities are the model's
         own, before temperature and cuts.
+
+    Raises:
+        ConfigError: the rules leave no word to begin with.
     """
     generators = [torch.Generator().manual_seed(seed * 1_000_003 + i) for i in range(count)]
     state = state.select(torch.arange(photos).repeat_interleave(count).to(state.device))
     tokens = torch.full((photos * count,), rules.start).to(state.device)
-    trace = _Trace(photos, rules)
+    trace, beginnings = _Trace(photos, rules), _Beginnings(photos * count, rules)
     totals = torch.zeros(photos, count)
     parents = torch.arange(count).expand(photos, count)
     rows = torch.arange(photos * count).view(photos, count)
     for t in range(rules.max_length + 1):
         said = step(tokens, state)
-        scores = _log_probabilities(said.logits, rules, first=t == 0).cpu()  # (R, V)
+        scores = _log_probabilities(said.logits, rules, t)  # (R, V)
         if t == rules.max_length:
-            trace.cut(t, totals, scores[:, rules.end].view(photos, count))
+            trace.cut(t, totals, scores[:, rules.end].cpu().view(photos, count))
             break
+        scores = beginnings.choices(scores, said.logits, t).cpu()
         drawn_from = _narrowed(scores, temperature, top_k, top_p)
         uniform = torch.stack(
             [torch.rand((), generator=g, dtype=torch.float64) for g in generators]
@@ -173,6 +214,7 @@ def sample(
         if not totals.isfinite().any():
             break
         state, tokens = said.state, ids.flatten().to(state.device)
+        beginnings.go_on(rows.flatten(), ids.flatten())
     return trace.captions(count)
 
 
@@ -189,7 +231,8 @@ class Draws(NamedTuple):
 def draw(step: StepFunction, state: State, *, rules: Rules, uniform: Tensor) -> Draws:
     """Draw captions word by word, as :func:`sample`, for what learns from many: ids alone.
 
-    What is drawn depends on a photo's own numbers. Captions that have ended are left out.
+    What is drawn depends on a photo's own numbers. Captions that have ended are left out of the
+    computation. The rules' ``barred`` and ``prefix`` are not for learning, and not regarded.
 
     Args:
         step: says one word in each row.
@@ -206,7 +249,7 @@ def draw(step: StepFunction, state: State, *, rules: Rules, uniform: Tensor) -> 
     tokens = torch.full((photos,), rules.start, device=uniform.device)
     for t in range(most):
         said = step(tokens, state)
-        scores, state = _log_probabilities(said.logits, rules, first=t == 0), said.state  # (R, V)
+        scores, state = _log_probabilities(said.logits, rules, t), said.state  # (R, V)
         if t == 0:  # all captions of a photo begin alike
             each = rows // count
             scores, state = scores[each], state.select(each)
@@ -307,9 +350,145 @@ def _in_table(rows: Tensor, going: Tensor) -> Tensor:
     return table
 
 
-def _log_probabilities(logits: Tensor, rules: Rules, *, first: bool) -> Tensor:
-    """Log-probabilities ``(R, V)``, float32, of what may be said; no end before a word."""
-    banned = [*rules.forbidden, *([rules.end] if first else [])]
+class _Best(NamedTuple):
+    """The best continuations of P beams, W of each, ``(P, W)``; none where the total is -inf."""
+
+    totals: Tensor
+    parents: Tensor
+    """Places among the beginnings."""
+    ids: Tensor
+    words: Tensor
+    """Log-probabilities."""
+
+
+def _best(scores: Tensor, totals: Tensor, going: Tensor, most: int) -> _Best:
+    """What each beam goes on with.
+
+    Args:
+        scores: ``(R, V)``, of the next words of the beginnings that are going on.
+        totals: ``(P, W)``, of the beginnings.
+        going: ``(P, W)``, R of them.
+        most: continuations of each beam.
+    """
+    words, ids = (x.cpu() for x in scores.topk(min(most, scores.shape[-1]), dim=1))  # (R, W)
+    each = words.shape[1]
+    # All continuations that can be among the best, (P, W x W).
+    words, ids = _in_table(words, going), _in_table(ids, going)
+    joint = (totals.unsqueeze(2) + words).flatten(1)
+    words, ids = words.flatten(1), ids.flatten(1)
+    totals, chosen = joint.topk(min(most, joint.shape[1]), dim=1)  # (P, W)
+    return _Best(totals, chosen // each, ids.gather(1, chosen), words.gather(1, chosen))
+
+
+def _best_apart(
+    scores: Tensor,
+    totals: Tensor,
+    places: Tensor,
+    beam: Tensor,
+    groups: int,
+    diversity: float,
+    most: int,
+    end: int,
+) -> _Best:
+    """As :func:`_best`, each group after the earlier ones of its photo.
+
+    Args:
+        scores: ``(R, V)``.
+        totals: ``(P, W)``.
+        places: ``(P,)``: how many continuations of a beam count.
+        beam: ``(P,)``: number of the photo times ``groups``, plus that of the group.
+        groups: G.
+        diversity: lambda.
+        most: continuations of each beam.
+        end: id that ends a caption, which all groups may say at once.
+    """
+    scores = scores.cpu()
+    going = totals.isfinite()
+    row_of = _in_table(torch.arange(len(scores)), going)  # (P, W)
+    spoken = torch.zeros(int(beam.max()) // groups + 1, scores.shape[-1])  # by photo: how often
+    parts: list[tuple[Tensor, _Best]] = []
+    for group in range(groups):
+        its = (beam % groups == group).nonzero().squeeze(1)  # (P',)
+        photo = beam[its] // groups
+        here = going[its]
+        less = (diversity * spoken[photo]).repeat_interleave(here.sum(1), dim=0)  # (R', V)
+        rows = row_of[its][here]
+        found = _best(scores[rows] - less, totals[its], here, most)
+        table = _in_table(rows, here).gather(1, found.parents)
+        words = scores[table, found.ids]  # without what was taken off
+        real = found.totals.isfinite()
+        words = words.masked_fill(~real, -torch.inf)
+        found = found._replace(totals=totals[its].gather(1, found.parents) + words, words=words)
+        counted = real & (torch.arange(real.shape[1]) < places[its].unsqueeze(1))
+        counted &= found.ids != end
+        at = photo.unsqueeze(1).expand_as(found.ids)[counted]
+        spoken.index_put_((at, found.ids[counted]), torch.ones(len(at)), accumulate=True)
+        parts.append((its, found))
+    order = torch.cat([its for its, _ in parts]).argsort()
+    return _Best(*(torch.cat(part)[order] for part in zip(*(f for _, f in parts), strict=True)))
+
+
+def _merged(groups: list[list[Hypothesis]]) -> list[Hypothesis]:
+    """The captions of one photo's groups, best first, each once."""
+    if len(groups) == 1:
+        return groups[0]
+    once = {found.ids: found for group in groups for found in group}
+    return sorted(once.values(), key=lambda found: -found.score)
+
+
+class _Beginnings:
+    """What was said in each row, and what may follow it: only where the rules ask for it."""
+
+    def __init__(self, rows: int, rules: Rules) -> None:
+        self._rules = rules
+        self._said: list[tuple[int, ...] | None] = [()] * rows  # none where the caption ended
+
+    def choices(self, scores: Tensor, logits: Tensor, t: int) -> Tensor:
+        """Log-probabilities ``(R, V)`` with minus infinity for what may not be chosen.
+
+        Args:
+            scores: ``(R, V)``, which may be changed.
+            logits: ``(R, V)``, from which they are.
+            t: words before.
+        """
+        rules = self._rules
+        if t < len(rules.prefix):
+            only = torch.full_like(scores, -torch.inf)
+            only[:, rules.prefix[t]] = scores[:, rules.prefix[t]]
+            return only
+        if rules.barred is None:
+            return scores
+        open = [(row, said) for row, said in enumerate(self._said) if said is not None]
+        pairs = [(row, word) for row, said in open for word in rules.barred(said)]
+        if not pairs:
+            return scores
+        rows, ids = torch.tensor(pairs, device=scores.device).unbind(1)
+        scores[rows, ids] = -torch.inf
+        silent = ~scores.isfinite().any(dim=1)
+        if not silent.any():
+            return scores
+        if t == 0:
+            raise ConfigError(
+                "No caption can be begun: every word of the vocabulary is forbidden. Forbid fewer."
+            )
+        ends = _log_probabilities(logits[silent], replace(rules, min_length=1), t)
+        scores[silent, rules.end] = ends[:, rules.end]
+        return scores
+
+    def go_on(self, rows: Tensor, ids: Tensor) -> None:
+        """From now on the rows are these, each with one more word."""
+        if self._rules.barred is not None:
+            before = [self._said[row] for row in rows.tolist()]
+            self._said = [
+                None if said is None or word == self._rules.end else (*said, word)
+                for said, word in zip(before, ids.tolist(), strict=True)
+            ]
+
+
+def _log_probabilities(logits: Tensor, rules: Rules, t: int) -> Tensor:
+    """Log-probabilities ``(R, V)``, float32, after ``t`` words; no end before there are enough."""
+    fewest = max(1, rules.min_length, len(rules.prefix))
+    banned = [*rules.forbidden, *([rules.end] if t < fewest else [])]
     logits = logits.float()
     if banned:
         logits = logits.index_fill(-1, torch.tensor(banned, device=logits.device), -torch.inf)

@@ -59,12 +59,15 @@ def caption_photos(
             if clip is not None and isinstance(found, PhotoCaption):
                 best, *others = rerank(clip, [path], [(found.best, *found.others)])[0]
                 found = replace(found, best=best, others=tuple(others))
-            records.append(record(path, found))
+            records.append(record(path, found, count=decoding.count))
             if isinstance(found, PhotoError):
                 failed += 1
                 warn(str(found))
                 continue
             say(f"{path}: {found.text}")
+            if decoding.count > 1:
+                for other in (found.best, *found.others)[: decoding.count]:
+                    say(f"  {other.score:8.3f}  {other.text}")
             if gaze is not None:
                 draw_gaze(path, found, gaze / pictures[path])
         if out is not None:
@@ -81,10 +84,11 @@ def caption_photos(
     return failed
 
 
-def record(path: Path, found: PhotoCaption | PhotoError) -> dict[str, Any]:
+def record(path: Path, found: PhotoCaption | PhotoError, *, count: int = 1) -> dict[str, Any]:
     """The record of a photo: ``path`` and ``caption`` with its words, or ``path`` and ``error``.
 
-    Where candidates were ordered by a CLIP, all of them follow with both their scores.
+    Where several captions were asked for they follow with their scores, so many at most; where
+    candidates were ordered by a CLIP, all of them with both scores.
     """
     if isinstance(found, PhotoError):
         return {"path": str(path), "error": str(found)}
@@ -96,7 +100,13 @@ def record(path: Path, found: PhotoCaption | PhotoError) -> dict[str, Any]:
             for word, p in zip(found.words, found.log_probabilities, strict=True)
         ],
     }
-    if found.best.similarity is not None:
+    if found.best.similarity is None:
+        if count > 1:
+            made["candidates"] = [
+                {"caption": c.text, "score": round(c.score, 6)}
+                for c in (found.best, *found.others)[:count]
+            ]
+    else:
         made["candidates"] = [
             {
                 "caption": c.text,

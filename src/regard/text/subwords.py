@@ -9,6 +9,7 @@ still spelled, byte by byte if need be.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from regard.text.vocabulary import END, PAD, START, Spelled
 
 BEGIN = "▁"
 """Begins the first piece of each word. No byte is written so."""
+
+_MARKS = re.compile(f"{BEGIN}+")
 
 _BEFORE = len((PAD, START, END))  # ids before those of the pieces
 
@@ -37,6 +40,7 @@ class Subwords:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._decoder = _library().decoders.ByteLevel()
+        self._endings: dict[str, list[tuple[int, str]]] = {}
 
     @classmethod
     def from_captions(cls, captions: Iterable[Sequence[str]], *, size: int) -> Subwords:
@@ -106,6 +110,36 @@ class Subwords:
             Spelled(word or "\N{REPLACEMENT CHARACTER}", len(group))
             for word, group in zip(words, groups, strict=True)
         ]
+
+    def completing(self, ids: Sequence[int], phrase: Sequence[str]) -> list[int]:
+        """The ids after which a caption, so far ``ids``, would end with the words of a phrase.
+
+        However the words are cut into pieces: what counts is how they are written. A piece after
+        which a word could still go on, as ``man`` could to ``manhole``, is among them.
+        """
+        written = BEGIN + "".join(self._tokenizer.id_to_token(i - _BEFORE) for i in ids)
+        written = _MARKS.sub(BEGIN, written)
+        before = "".join(self._written(word) for word in phrase[:-1])
+        found = []
+        for id, rest in self._endings_of(phrase[-1]):
+            # A mark after a mark is the same mark.
+            here = written if rest else written.removesuffix(BEGIN)
+            if here.endswith(before + rest):
+                found.append(id)
+        return found
+
+    def _endings_of(self, word: str) -> list[tuple[int, str]]:
+        """The pieces that a word can end with, and what of it is before each."""
+        if word not in self._endings:
+            whole = self._written(word)
+            cuts = ((self._tokenizer.token_to_id(whole[k:]), whole[:k]) for k in range(len(whole)))
+            self._endings[word] = [(_BEFORE + id, rest) for id, rest in cuts if id is not None]
+        return self._endings[word]
+
+    def _written(self, word: str) -> str:
+        """A word as its pieces write it, the mark before it."""
+        (pieces,) = self.pieces([word])
+        return "".join(self._tokenizer.id_to_token(i - _BEFORE) for i in pieces)
 
     def save(self, file: Path) -> None:
         """Write the tokenizer as JSON, beside the file's place, then renamed."""

@@ -76,6 +76,14 @@ class Lexicon(Protocol):
         """The words that ids make, and of how many ids each is made."""
         ...
 
+    def completing(self, ids: Sequence[int], phrase: Sequence[str]) -> list[int]:
+        """The ids after which a caption, so far ``ids``, would end with the words of a phrase.
+
+        Where words are made of pieces, one after which the last word could still go on is among
+        them.
+        """
+        ...
+
     def save(self, file: Path) -> None:
         """Write it whole or not at all."""
         ...
@@ -143,6 +151,13 @@ class Vocabulary:
     def spell(self, ids: Iterable[int]) -> list[Spelled]:
         """The word of each id."""
         return [Spelled(self._words[i], 1) for i in ids]
+
+    def completing(self, ids: Sequence[int], phrase: Sequence[str]) -> list[int]:
+        """The id of the phrase's last word, where ``ids`` end with the words before it."""
+        *before, last = (self._ids.get(word) for word in phrase)
+        if last is None or None in before:
+            return []
+        return [last] if [*ids[len(ids) - len(before) :]] == [*before] else []
 
     def save(self, file: Path) -> None:
         """Write the words as JSON, beside the file's place, then renamed."""
