@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,22 @@ from torch import Tensor
 
 PARTS = ("features", "train", "caption", "cache")
 SIZES = (500, 1000, 2000, 4000, 6900)
+
+
+class Numbered(Sequence[Path]):
+    """The paths of many photos, made when they are asked for: what is measured is the cache."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self._folder, self._numbers = folder, range(count)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, at: Any) -> Any:
+        numbers = self._numbers[at]
+        if isinstance(numbers, range):
+            return [self._folder / f"{i:06}.jpg" for i in numbers]
+        return self._folder / f"{numbers:06}.jpg"
 
 
 class Instant:
@@ -163,7 +179,7 @@ def _cache(count: int, model: str, folder: Path) -> float:
     from regard.data.features import build_features
 
     originals = [photo.read_bytes() for photo in _photos(500)]
-    photos = [folder / f"{i:06}.jpg" for i in range(count)]
+    photos = Numbered(folder, count)
     for i, photo in enumerate(photos):
         photo.write_bytes(originals[i % len(originals)] + i.to_bytes(4, "big"))
     began = time.perf_counter()

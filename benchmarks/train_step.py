@@ -9,7 +9,8 @@ training step with one caption a photo, ``grouped`` with five, both in the preci
 gradients, their norm, Adam. The arithmetic is counted by ``torch.utils.flop_counter``: 2 m n k for
 each product of an (m, k) and a (k, n) matrix, nothing for the rest. The peak is that of one product
 of square matrices of side 2,048 in the same precision. Where the time of a grouped step goes is
-torch's profiler's word, on a CPU.
+torch's profiler's word, on a CPU. The roofline sets the products at their peak beside the bytes
+that a grouped step moves in any form of it (``_bytes``), at the rate of a copy of 256 MiB.
 """
 
 from __future__ import annotations
@@ -88,6 +89,17 @@ def main() -> None:
         figures["parts"] = parts = _parts(grouped)
         shares = [[n, f"{s * 1e3:.1f}", f"{s / sum(parts.values()):.0%}"] for n, s in parts.items()]
         text += f"\n\n{table(['a grouped step, profiled', 'ms', 'share'], shares)}"
+    figures["roofline"] = roofline = _roofline(figures, device, arguments.runs)
+    text += (
+        f"\n\nRoofline of a grouped step at V {VOCABULARIES[0]:,}: "
+        f"{roofline['flop'] / 1e9:.0f} GFLOP take {roofline['compute'] * 1e3:.0f} ms at the peak; "
+        f"{roofline['bytes'] / 1e9:.2f} GB take {roofline['move'] * 1e3:.0f} ms at the "
+        f"{roofline['bandwidth'] / 1e9:.0f} GB/s of a copy. That is "
+        f"{roofline['flop'] / roofline['bytes']:.0f} FLOP a byte where the machine needs "
+        f"{roofline['flop'] / roofline['compute'] / roofline['bandwidth']:.0f}. The step takes "
+        f"{roofline['step'] * 1e3:.0f} ms, {roofline['step'] / roofline['compute']:.2f} times the "
+        "higher of the two bounds."
+    )
     report("train_step", text, figures, json=arguments.json)
 
 
@@ -116,6 +128,40 @@ def _measured(vocabulary: int, device: torch.device, runs: int) -> dict[str, Any
         "flop": flop,
         "peak": {"literal": peak["float32"], "single": peak[precision], "grouped": peak[precision]},
     }
+
+
+def _roofline(figures: dict[str, Any], device: torch.device, runs: int) -> dict[str, float]:
+    """The bounds of a grouped step, in seconds, by arithmetic and by memory."""
+    block = torch.zeros(2**26, device=device)  # 256 MiB
+    copy = torch.empty_like(block)
+
+    def copied() -> float:
+        copy.copy_(block)
+        return copy[0].item()
+
+    bandwidth = 2 * block.nbytes / medians(take_turns({"copy": copied}, runs=runs))["copy"]
+    captions = B * K
+    flop, moved = captions * figures["flop"]["grouped"], _bytes(VOCABULARIES[0])
+    return {
+        "flop": flop,
+        "bytes": moved,
+        "bandwidth": bandwidth,
+        "compute": flop / figures["peak"]["grouped"],
+        "move": moved / bandwidth,
+        "step": captions * figures["grouped"],
+    }
+
+
+def _bytes(vocabulary: int) -> float:
+    """What a grouped step moves to and from memory at least.
+
+    Of each weight, in float32: Adam reads it, its gradient and two moments and writes three of
+    them (28 bytes), the norm reads the gradient (4), which was written (4), and a product's copy of
+    it in half the width is made and read (4 + 2 + 2). Of each score of the vocabulary, in half the
+    width: written, read and replaced by its gradient by the loss, and read by two products (10).
+    """
+    weights = sum(p.numel() for p in _decoder(vocabulary).parameters())
+    return 44.0 * weights + 10.0 * B * K * T * vocabulary
 
 
 def _decoder(vocabulary: int) -> LstmDecoder:

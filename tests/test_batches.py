@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from regard.data.batches import Captions, Plan, inputs_and_targets
+from regard.data.batches import CachedRegions, Captions, Plan, PreparedPhotos, inputs_and_targets
+from regard.images import VIEWS
 
 PAD, START, END = 0, 1, 2
 
@@ -28,7 +31,7 @@ def captions(photos: int = 23, *, most: int = 5) -> Captions:
 class Numbers:
     """A source whose photo i is filled with i."""
 
-    def read(self, indices):
+    def read(self, indices, views=None):
         return torch.tensor(indices, dtype=torch.float32).view(-1, 1, 1).expand(-1, 2, 3)
 
 
@@ -112,6 +115,52 @@ def test_buckets_hold_captions_of_similar_length():
         return float(np.mean([np.std([len(c) for _, c in b]) for b in read_back(plan, 0)]))
 
     assert spread(True) < 0.3 * spread(False)
+
+
+class Views:
+    """Remembers which view of each photo was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: dict[int, set[int]] = {}
+
+    def read(self, indices, views=None):
+        for index, view in zip(indices, views or (), strict=False):
+            self.asked.setdefault(index, set()).add(view)
+        return torch.zeros(len(indices), 1)
+
+
+@pytest.mark.parametrize("grouping", ["caption", "photo"])
+def test_the_view_of_a_photo_depends_on_the_seed_and_the_epoch_alone(grouping):
+    def seen(epoch: int, *, first: int = 0, rank: int = 0, world: int = 1) -> dict[int, set[int]]:
+        source = Views()
+        plan = Plan(captions(60), grouping=grouping, batch_size=4, views=3, rank=rank, world=world)
+        list(plan.batches(source, epoch=epoch, first=first))
+        return source.asked
+
+    whole = seen(0)
+    assert all(len(views) == 1 for views in whole.values())
+    assert set().union(*whole.values()) == {0, 1, 2}
+    assert seen(0) == whole
+    assert seen(1) != whole
+    assert all(whole[photo] == views for photo, views in seen(0, first=5).items())
+    assert seen(0, rank=0, world=2) | seen(0, rank=1, world=2) == whole
+
+
+def test_views_are_read_from_their_own_stores(tmp_path):
+    class Store:
+        def __init__(self, view: int) -> None:
+            self.view = view
+
+        def read(self, paths):
+            return np.array([[[10 * self.view + int(p.name)]] for p in paths], np.float16)
+
+    source = CachedRegions([Store(0), Store(1), Store(2)], [Path(str(i)) for i in range(5)])
+    assert source.read([4, 1, 3]).flatten().tolist() == [4, 1, 3]
+    assert source.read([4, 1, 3], [2, 0, 1]).flatten().tolist() == [24, 1, 13]
+    wide = Image.new("RGB", (8, 6))
+    wide.save(tmp_path / "0.png")
+    photos = PreparedPhotos(lambda image: np.asarray(image.size), [tmp_path / "0.png"])
+    assert photos.read([0, 0], [0, 2]).tolist() == [[8, 6], list(VIEWS[2](wide).size)]
 
 
 def test_inputs_and_targets_are_one_word_apart():

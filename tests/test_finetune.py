@@ -83,7 +83,7 @@ def settings(folder: Path, *more: str) -> Config:
 def test_it_learns_the_captions_and_is_loaded_as_it_was(kind, data, tmp_path):
     folder = foreign.save_captioner(tmp_path / kind, kind, std=None)
     config = settings(
-        folder, "train.epochs=4", "train.freeze=none", "train.label_smoothing=0", "train.clip=0",
+        folder, "train.epochs=5", "train.freeze=none", "train.label_smoothing=0", "train.clip=0",
         "train.weight_decay=0", "train.grouping=caption", "train.batch_size=4",
         "validation.max_photos=1",
     )  # fmt: skip
@@ -109,7 +109,7 @@ def test_it_learns_the_captions_and_is_loaded_as_it_was(kind, data, tmp_path):
         assert (model / name).read_bytes() == (folder / name).read_bytes()
     record = json.loads((model / "regard.json").read_text())
     assert record["from"] == load_finished(folder, device="cpu").describe_self()
-    assert record["settings"]["train"]["epochs"] == 4
+    assert record["settings"]["train"]["epochs"] == 5
     assert captioner.model.describe_self()["from"] == record["from"]
     card = (model / "README.md").read_text()
     assert record["from"]["weights"] in card

@@ -2,6 +2,7 @@
 
 import gc
 import io
+import json
 import math
 import os
 import struct
@@ -18,9 +19,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
+from pydantic import ValidationError
 
+from regard.config import TrainConfig
 from regard.errors import ModelError, PhotoError
-from regard.images import Preparation, open_photo, overlay_map
+from regard.images import VIEWS, Preparation, View, Viewed, open_photo, overlay_map
 
 
 def noise(width: int = 37, height: int = 23, seed: int = 0) -> Image.Image:
@@ -647,3 +650,27 @@ def test_a_map_has_two_sides() -> None:
     for shape in ((49,), (1, 7, 7), (0, 7)):
         with pytest.raises(ValueError, match="a map has a height and a width"):
             overlay_map(wrong(shape), (10, 10), (0, 0, 10, 10))
+
+
+def test_a_view_is_a_part_of_the_photo_perhaps_mirrored():
+    pixels = np.arange(10 * 20 * 3, dtype=np.uint8).reshape(10, 20, 3)
+    image = Image.fromarray(pixels)
+    np.testing.assert_array_equal(np.asarray(VIEWS[0](image)), pixels)
+    np.testing.assert_array_equal(np.asarray(VIEWS[1](image)), pixels[:, ::-1])
+    part = View((0.25, 0.5, 1.0, 1.0), mirrored=True)
+    np.testing.assert_array_equal(np.asarray(part(image)), pixels[5:, 5:][:, ::-1])
+    assert View((0.5, 0.5, 0.5, 0.5))(image).size == (1, 1)  # never nothing
+
+
+def test_the_setting_for_views_goes_up_to_all_of_them():
+    assert TrainConfig(views=len(VIEWS)).views == len(set(VIEWS))
+    with pytest.raises(ValidationError):
+        TrainConfig(views=len(VIEWS) + 1)
+
+
+def test_each_view_has_a_preparation_of_its_own():
+    plain = Preparation((4, 4))
+    described = {json.dumps(Viewed(plain, view).as_dict()) for view in VIEWS}
+    assert len(described) == len(VIEWS)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8))
+    np.testing.assert_allclose(Viewed(plain, VIEWS[1])(image), plain(image)[:, :, ::-1], atol=0.02)

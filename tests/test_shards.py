@@ -16,7 +16,7 @@ NAMES = ["aa", "bb", "cc"]
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    write_shard(tmp_path, FEATURES, NAMES, key="k")
+    write_shard(tmp_path, [FEATURES[:2], FEATURES[2:]], NAMES, key="k")
     (path,) = tmp_path.iterdir()
     return path
 

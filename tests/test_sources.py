@@ -143,7 +143,7 @@ def test_preparation_comes_with_a_transformers_folder(
         ),
         (
             {"architecture": "resnet18", "model_args": {"output_stride": 8}},
-            "'resnet18' with model_args {'output_stride': 8}",
+            "has model_args {'output_stride': 8}",
         ),
         (
             {**TRANSFORMERS, "downsample_in_bottleneck": True, "hidden_act": "gelu"},

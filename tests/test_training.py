@@ -52,6 +52,14 @@ TRAIN = [
     "train.epochs=6",
     "--set",
     "decoder.dropout=0.3",
+    "--set",
+    "train.average=0.9",
+    "--set",
+    "train.views=3",
+    "--set",
+    "train.scheduled_sampling=0.5",
+    "--set",
+    "train.attention_penalty=0.1",
 ]
 
 
@@ -76,6 +84,18 @@ def test_a_run_leaves_its_logs_its_model_and_its_settings(finished):
     vocabulary_size = described["settings"]["decoder"]["embedding_width"]
     assert vocabulary_size == 12
     assert not list(finished.rglob("*.new"))
+
+
+def test_the_averaged_weights_are_the_ones_that_are_written(data):
+    out = data.parent / "averaged"
+    tiny.regard(
+        "train", data, "--out", out, *TRAIN, "--set", "train.epochs=1", cwd=data.parent
+    )  # fmt: skip
+    state = torch.load(out / "resume.pt", weights_only=True)
+    written = load_file(out / "model" / "model.safetensors")
+    name = "decoder.output.weight"
+    assert torch.equal(written[name], state["average"][name])
+    assert not torch.allclose(written[name], state["learner"][name])
 
 
 def test_the_same_command_gives_the_same_run(data, finished):

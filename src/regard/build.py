@@ -95,6 +95,13 @@ def _usual_width(config: DecoderConfig) -> int:
     return config.hidden_width if config.kind == "transformer" else EMBEDDING_WIDTH
 
 
+def set_dropout(decoder: Decoder, share: float) -> None:
+    """Drop this share of values from now on, wherever the decoder drops some."""
+    for module in decoder.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = share
+
+
 def start_from_vectors(decoder: Decoder, vocabulary: Lexicon, vectors: WordVectors) -> int:
     """Set the words that have a vector to it; the others stay random. Returns how many were set."""
     weight = decoder.embedding.weight

@@ -248,6 +248,16 @@ def train(
             "id, folder or run): all of it but the part that sees.",
         ),
     ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option("--init", help="Begin with the captioner of this run or model folder."),
+    ] = None,
+    scst: Annotated[
+        bool,
+        typer.Option(
+            "--scst", help="Learn from the CIDEr of captions that it draws; needs --init."
+        ),
+    ] = False,
     fine_tune: Annotated[
         int | None,
         typer.Option(
@@ -262,7 +272,7 @@ def train(
         typer.Option(
             "--preset",
             help="Settings to begin with.",
-            show_default="report, or finetune with --from",
+            show_default="report, finetune with --from, or scst with --scst",
         ),
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None,
@@ -297,6 +307,11 @@ def train(
                 "decoder and words of its own. Leave out the one or the other."
             )
         overrides["captioner.id"] = finished
+    if init is not None:
+        overrides["init"] = init
+    if scst:
+        preset = preset or "scst"
+        overrides["train.objective"] = "cider"
     if encoder is not None:
         overrides["encoder.id"] = encoder
     if decoder is not None:

@@ -67,7 +67,7 @@ class EncoderConfig(_Record):
     grid: int | None = Field(
         None,
         ge=1,
-        le=64,
+        le=124,
         description="Rows and columns of regions, averaged from the encoder's own; none keeps "
         "those.",
     )
@@ -231,6 +231,46 @@ class TrainConfig(_Record):
     warmup_steps: int = Field(
         0, ge=0, description="Iterations over which the rate rises from zero."
     )
+    views: int = Field(
+        1,
+        ge=1,
+        le=12,
+        description="Views of each photo, one drawn an epoch: the photo, its mirror image, crops.",
+    )
+    average: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the averaged weights that an iteration keeps; they are what is "
+        "judged and written. 0: the weights as they are.",
+    )
+    scheduled_sampling: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the words read that the captioner draws itself; it rises from 0 to "
+        "this over the run.",
+    )
+    attention_penalty: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the penalty on regions that a caption's words together look at "
+        "more or less than once.",
+    )
+    objective: Literal["cross-entropy", "cider"] = Field(
+        "cross-entropy",
+        description="What is learnt from: known captions, or the CIDEr of captions that the "
+        "captioner draws (self-critical sequence training).",
+    )
+    samples: int = Field(
+        5, ge=2, le=64, description="Captions drawn for each photo when learning from CIDEr."
+    )
+    known_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the loss of known captions when learning from CIDEr.",
+    )
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="Share of the target spread evenly over the vocabulary."
     )
@@ -265,12 +305,30 @@ class Config(_Record):
     """All settings of a run."""
 
     seed: int = Field(0, ge=0, description="Seed of every random choice.")
+    init: str | None = Field(
+        None,
+        description="Run or model folder to begin with: its encoder, decoder and words as they "
+        "are; none begins anew.",
+    )
     captioner: CaptionerConfig = CaptionerConfig()
     encoder: EncoderConfig = EncoderConfig()
     text: TextConfig = TextConfig()
     decoder: DecoderConfig = DecoderConfig()
     train: TrainConfig = TrainConfig()
     validation: ValidationConfig = ValidationConfig()
+
+    @model_validator(mode="after")
+    def _learns_from_what_it_can(self) -> Self:
+        if self.train.objective == "cider" and self.train.grouping != "photo":
+            raise ValueError(
+                "train.objective is cider, and train.grouping is caption; set it to photo"
+            )
+        if self.init is not None and self.captioner.id is not None:
+            raise ValueError(
+                f"init is {self.init} and captioner.id {self.captioner.id}: training begins with "
+                "one of them (--init or --from)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _of_one_captioner(self) -> Self:
@@ -308,6 +366,42 @@ class Config(_Record):
         return {name: value for name, value in values.items() if value != {}}
 
 
+def going_on(config: Config, begun: Config) -> Config:
+    """The settings of a run that begins with the captioner of another.
+
+    Its encoder, decoder and words are what they are; what may be set anew is how many stages of the
+    encoder are trained and the share that the decoder drops.
+
+    Args:
+        config: as asked for.
+        begun: of the captioner.
+
+    Raises:
+        ConfigError: another captioner is asked for.
+    """
+    parts: dict[str, Any] = {}
+    others = []
+    may_differ = {"encoder": {"fine_tune_stages"}, "decoder": {"dropout"}, "text": set[str]()}
+    for section, free in may_differ.items():
+        asked, has = getattr(config, section), getattr(begun, section)
+        set_here = {name: getattr(asked, name) for name in asked.model_fields_set}
+        others += [
+            f"{section}.{name} is {value!r} here and {getattr(has, name)!r} there"
+            for name, value in set_here.items()
+            if name not in free and value != getattr(has, name)
+        ]
+        kept = {name: value for name, value in set_here.items() if name in free}
+        if section == "encoder":
+            kept = {"fine_tune_stages": asked.fine_tune_stages}
+        parts[section] = has.model_copy(update=kept)
+    if others:
+        raise ConfigError(
+            f"Training cannot begin with {config.init}: {'; '.join(others)}. Leave these settings "
+            "out, or --init."
+        )
+    return config.model_copy(update=parts)
+
+
 _OF_FINISHED = {"captioner": {"id", "revision"}, "train": {"freeze"}}
 """What is set for a finished captioner alone."""
 
@@ -315,7 +409,14 @@ _OF_OUR_OWN = {
     "encoder": set(EncoderConfig.model_fields) - {"fine_tune_stages"},
     "decoder": set(DecoderConfig.model_fields),
     "text": {"vocabulary", "embeddings"},
-    "train": {"word_epochs"},
+    "train": {
+        "word_epochs",
+        "scheduled_sampling",
+        "attention_penalty",
+        "objective",
+        "samples",
+        "known_share",
+    },
 }
 """What is set for a captioner of our own alone."""
 
@@ -361,6 +462,25 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
                 "label_smoothing": 0.1,
                 "clip": 1.0,
             },
+        },
+    ),
+    "scst": (
+        "For a captioner that has learnt from known captions (--init): self-critical sequence "
+        "training, judged by beam search.",
+        {
+            "train": {
+                "objective": "cider",
+                "epochs": 10,
+                "grouping": "photo",
+                "optimizer": "adamw",
+                "learning_rate": 5e-5,
+                "weight_decay": 0.05,
+                "schedule": "cosine",
+                "warmup_steps": 50,
+                "average": 0.998,
+                "clip": 1.0,
+            },
+            "validation": {"beam": 3},
         },
     ),
     "finetune": (

@@ -445,6 +445,60 @@ class Preparation:
         return cls(**values)
 
 
+@dataclass(frozen=True)
+class View:
+    """One way of looking at a photo: a part of it, perhaps as in a mirror."""
+
+    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    """Left, top, right and bottom of the part, as shares of the photo's width and height."""
+    mirrored: bool = False
+    """Whether left and right change places."""
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """What is seen of a photo."""
+        if self.box != (0.0, 0.0, 1.0, 1.0):
+            sides = (*image.size, *image.size)
+            left, top, right, bottom = (
+                round(b * side) for b, side in zip(self.box, sides, strict=True)
+            )
+            image = image.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.mirrored else image
+
+
+VIEWS = (
+    View(),
+    View(mirrored=True),
+    View((0.0, 0.0, 0.85, 0.85)),
+    View((0.15, 0.15, 1.0, 1.0), mirrored=True),
+    View((0.15, 0.0, 1.0, 0.85)),
+    View((0.0, 0.15, 0.85, 1.0), mirrored=True),
+    View((0.0, 0.0, 0.85, 0.85), mirrored=True),
+    View((0.15, 0.15, 1.0, 1.0)),
+    View((0.0, 0.0, 0.7, 1.0)),
+    View((0.3, 0.0, 1.0, 1.0), mirrored=True),
+    View((0.15, 0.15, 0.85, 0.85)),
+    View((0.1, 0.1, 0.8, 0.8), mirrored=True),
+)
+"""What training may see of a photo, the whole photo first; the first six are the mildest."""
+
+
+@dataclass(frozen=True)
+class Viewed:
+    """The preparation of one view of each photo."""
+
+    preparation: Preparation
+    view: View
+
+    def __call__(self, image: Image.Image) -> NDArray[np.float32]:
+        """The input of the encoder for an RGB photo, as :class:`Preparation`."""
+        return self.preparation(self.view(image))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        view = {"box": list(self.view.box), "mirrored": self.view.mirrored}
+        return {**self.preparation.as_dict(), "view": view}
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from regard.images import open_photo
+from regard.images import VIEWS, open_photo
 
 
 class Batch(NamedTuple):
@@ -29,13 +29,15 @@ class Batch(NamedTuple):
     """``(B, K, T + 1)``, ids from ``<START>`` to ``<END>``, then padding; none is all padding."""
     targets: int
     """Words to be said by this batch in all processes together; the loss is their mean."""
+    which: tuple[int, ...]
+    """The number of each photo among those of the split."""
 
 
 class PhotoSource(Protocol):
     """Where the photos of a batch come from."""
 
-    def read(self, indices: Sequence[int]) -> Tensor:
-        """The photos of these indices, one row each."""
+    def read(self, indices: Sequence[int], views: Sequence[int] | None = None) -> Tensor:
+        """The photos of these indices, one row each: of each this view, or the whole photo."""
         ...
 
 
@@ -48,14 +50,23 @@ class FeatureReader(Protocol):
 
 
 class CachedRegions:
-    """Photos as regions from the feature cache, ``(B, L, D)``, in the cache's precision."""
+    """Photos as regions from the feature cache, ``(B, L, D)``, in the cache's precision.
 
-    def __init__(self, store: FeatureReader, paths: Sequence[Path]) -> None:
-        self._store, self._paths = store, list(paths)
+    Args:
+        stores: one for each view, that of whole photos first.
+        paths: of the photos.
+    """
 
-    def read(self, indices: Sequence[int]) -> Tensor:
+    def __init__(self, stores: Sequence[FeatureReader], paths: Sequence[Path]) -> None:
+        self._stores, self._paths = list(stores), list(paths)
+
+    def read(self, indices: Sequence[int], views: Sequence[int] | None = None) -> Tensor:
         """Regions ``(B, L, D)``, float16."""
-        return torch.from_numpy(self._store.read([self._paths[i] for i in indices]))
+        paths = [self._paths[i] for i in indices]
+        if views is None or not any(views):
+            return torch.from_numpy(self._stores[0].read(paths))
+        seen = [self._stores[view].read([path]) for path, view in zip(paths, views, strict=True)]
+        return torch.from_numpy(np.concatenate(seen))
 
 
 class PreparedPhotos:
@@ -71,11 +82,13 @@ class PreparedPhotos:
     ) -> None:
         self._preparation, self._paths = preparation, list(paths)
 
-    def read(self, indices: Sequence[int]) -> Tensor:
+    def read(self, indices: Sequence[int], views: Sequence[int] | None = None) -> Tensor:
         """Prepared photos ``(B, 3, H, W)``, float32."""
-        return torch.from_numpy(
-            np.stack([self._preparation(open_photo(self._paths[i])) for i in indices])
-        )
+        seen = [
+            self._preparation(VIEWS[view](open_photo(self._paths[i])))
+            for i, view in zip(indices, views or [0] * len(indices), strict=True)
+        ]
+        return torch.from_numpy(np.stack(seen))
 
 
 def inputs_and_targets(captions: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,6 +133,8 @@ class Plan:
         captions_per_photo: most captions of a photo in one item; which ones are drawn anew each
             epoch.
         bucket: whether the items of a batch have captions of similar length.
+        views: how many of :data:`regard.images.VIEWS` there are of each photo; which one is seen is
+            drawn anew each epoch.
         seed: of the order.
         rank: which process this is.
         world: how many processes there are.
@@ -130,6 +145,7 @@ class Plan:
     batch_size: int
     captions_per_photo: int = 5
     bucket: bool = False
+    views: int = 1
     seed: int = 0
     rank: int = 0
     world: int = 1
@@ -140,15 +156,18 @@ class Plan:
 
     def batches(self, source: PhotoSource, *, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The part of each batch of an epoch that this process takes, from iteration ``first``."""
+        views = self._views(epoch)
         for items in self.order(epoch)[first:]:
             mine = items[self.rank :: self.world]
             targets = sum(len(self.captions.by_photo[p][k]) + 1 for p, ks in items for k in ks)
             if not mine:  # fewer items than processes: this one takes part and adds nothing
                 nothing = torch.full((1, 1, 2), self.captions.pad)
-                yield Batch(source.read([items[0][0]]), nothing, targets)
+                yield Batch(source.read([items[0][0]]), nothing, targets, (items[0][0],))
                 continue
             groups = [[self.captions.by_photo[p][k] for k in ks] for p, ks in mine]
-            yield Batch(source.read([p for p, _ in mine]), self.captions.padded(groups), targets)
+            seen = [p for p, _ in mine]
+            photos = source.read(seen, [int(v) for v in views[seen]])
+            yield Batch(photos, self.captions.padded(groups), targets, tuple(seen))
 
     def order(self, epoch: int) -> list[list[Item]]:
         """The items of each batch of an epoch, over all processes."""
@@ -174,6 +193,11 @@ class Plan:
         if self.bucket:
             batches = [batches[i] for i in rng.permutation(len(batches))]
         return batches
+
+    def _views(self, epoch: int) -> np.ndarray:
+        """Which view of each photo is seen in an epoch."""
+        rng = np.random.default_rng([self.seed, epoch, 1])
+        return rng.integers(self.views, size=len(self.captions.by_photo))
 
     def _items(self) -> int:
         groups = self.captions.by_photo

@@ -37,7 +37,7 @@ from torch import Tensor
 from regard.data.fingerprints import content_hash, fingerprint_photos
 from regard.data.shards import Features, Place, Shard, write_shard, write_whole
 from regard.errors import CacheError, DataError, ModelError, PhotoError
-from regard.images import Preparation, open_photo
+from regard.images import VIEWS, Preparation, View, Viewed, open_photo
 from regard.models.lanes import lanes
 
 if sys.platform != "win32":
@@ -57,7 +57,7 @@ class FeatureEncoder(Protocol):
     """What the cache asks of an encoder."""
 
     @property
-    def preparation(self) -> Preparation:
+    def preparation(self) -> Preparation | Viewed:
         """How a photo becomes the input of the encoder."""
 
     def describe(self) -> dict[str, Any]:
@@ -127,11 +127,48 @@ def build_features(
         cache.refresh()
         cache.drop_damaged(say)
         verified = cache.verify(set(fingerprints.values()), say) if verify else set()
-        work = _Work(cache, encoder, threads, batch_size, fingerprints, failures, on_progress)
-        work.run()
+        _Work(cache, encoder, threads, batch_size, fingerprints, failures, on_progress).run()
     if failures:
         raise DataError(_describe_failures(failures, total=len(photos)))
     return cache.open(fingerprints, verified)
+
+
+def build_views(
+    photos: Sequence[Path],
+    encoder: FeatureEncoder,
+    root: Path | None = None,
+    *,
+    views: int,
+    on_progress: Callable[[int, int], None] | None = None,
+    on_message: Callable[[str], None] | None = None,
+) -> list["FeatureStore"]:
+    """The features of :data:`regard.images.VIEWS` beyond the whole photo, each in its own cache.
+
+    Args:
+        photos: the photo files.
+        encoder: as for :func:`build_features`.
+        root: likewise.
+        views: how many there are, with the whole photo, of which the features are not given.
+        on_progress: as for :func:`build_features`.
+        on_message: likewise.
+    """
+    return [
+        build_features(
+            photos, _ViewEncoder(encoder, view), root,
+            on_progress=on_progress, on_message=on_message,
+        )
+        for view in VIEWS[1:views]
+    ]  # fmt: skip
+
+
+class _ViewEncoder:
+    """An encoder that sees one view of each photo."""
+
+    def __init__(self, encoder: FeatureEncoder, view: View) -> None:
+        assert isinstance(encoder.preparation, Preparation)  # not a view already
+        self.preparation = Viewed(encoder.preparation, view)
+        self.describe, self.fast = encoder.describe, encoder.fast
+        self.fast_precision = encoder.fast_precision
 
 
 def open_features(
@@ -499,12 +536,17 @@ class _Work:
         self.batch_size = batch_size
         self.failures = failures
         self.on_progress = on_progress
-        # One path for each content, and how many photos have it.
-        self.paths = {fingerprint: path for path, fingerprint in fingerprints.items()}
-        self.copies = Counter(fingerprints.values())
         self.total = len(fingerprints) + len(failures)
-        self.missing = deque(name for name in self.paths if name not in cache.places)
-        self.done = self.total - sum(self.copies[name] for name in self.missing)
+        # One path for each content that is missing, and how many photos have it where several do.
+        self.paths: dict[str, str] = {}
+        self.copies: Counter[str] = Counter()
+        for path, name in fingerprints.items():
+            if name in self.paths:
+                self.copies[name] += 1
+            elif name not in cache.places:
+                self.paths[name] = path
+        self.missing = deque(self.paths)
+        self.done = self.total - len(self.paths) - self.copies.total()
 
     def run(self) -> None:
         """Encode until nothing is missing but what cannot be read."""
@@ -554,7 +596,7 @@ class _Work:
 
     def _count(self, names: Iterable[str]) -> None:
         """Photos that are done with, and all that have the same content."""
-        self.done += sum(self.copies[name] for name in names)
+        self.done += sum(1 + self.copies[name] for name in names)
 
     def _report(self) -> None:
         if self.on_progress:
@@ -574,7 +616,7 @@ class _Work:
         if not names:
             return
         try:
-            write_shard(self.cache.shards, np.concatenate(features), names, key=self.cache.key)
+            write_shard(self.cache.shards, features, names, key=self.cache.key)
         except OSError as error:
             raise CacheError(
                 f"Features could not be written to {self.cache.shards}: {error}. Make room or "

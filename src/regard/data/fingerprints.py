@@ -1,6 +1,7 @@
 """Fingerprints: photos known by their content, and a memory that saves reading them again."""
 
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -40,22 +41,25 @@ def fingerprint_photos(
 
     fingerprints: dict[str, str] = {}
     failures: dict[str, str] = {}
-    learned: list[_Entry] = []
-    paths = dict.fromkeys(str(photo.absolute()) for photo in photos)
-    for path, (entry, failure) in zip(paths, threads.map(look, paths), strict=True):
-        if entry is None:
-            failures[path] = failure
-            continue
-        fingerprints[path] = entry[3]
-        # A file of this very moment could change again without a new time of change.
-        if entry[:3] not in remembered and started - entry[2] > _SETTLED_NS:
-            learned.append(entry)
-    if learned:
-        _extend(memory, learned)
+    paths = (str(photo.absolute()) for photo in photos)
+    # Some at a time: what waits for a thread takes more memory than what is known of a photo.
+    while some := list(itertools.islice(paths, _AT_ONCE)):
+        learned: list[_Entry] = []
+        for path, (entry, failure) in zip(some, threads.map(look, some), strict=True):
+            if entry is None:
+                failures[path] = failure
+                continue
+            fingerprints[path] = entry[3]
+            # A file of this very moment could change again without a new time of change.
+            if entry[:3] not in remembered and started - entry[2] > _SETTLED_NS:
+                learned.append(entry)
+        if learned:
+            _extend(memory, learned)
     return fingerprints, failures
 
 
 _Entry = tuple[str, int, int, str]  # absolute path, bytes, time of change, fingerprint
+_AT_ONCE = 4096
 _SETTLED_NS = 2_000_000_000  # the coarsest clock of a file system in use ticks every two seconds
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
 
 Features = NDArray[np.float16]
@@ -102,28 +101,49 @@ class Place(NamedTuple):
 
 
 def write_shard(
-    directory: Path, features: Features, fingerprints: Sequence[str], *, key: str
+    directory: Path, features: Sequence[Features], fingerprints: Sequence[str], *, key: str
 ) -> None:
-    """Write features (photos, L, D) as a new shard, which is there whole or not at all."""
-    content = safetensors.numpy.save(
-        {"features": features},
-        metadata={
+    """Write features as a new shard, which is there whole or not at all.
+
+    Args:
+        directory: of all shards.
+        features: of some photos each, ``(photos, L, D)``, contiguous; they are not copied.
+        fingerprints: of all photos.
+        key: of the cache.
+    """
+    shape = [len(fingerprints), *features[0].shape[1:]]
+    checksums = [zlib.crc32(row) for batch in features for row in batch]
+    header = json.dumps({
+        "__metadata__": {
             "key": key,
             "fingerprints": json.dumps(list(fingerprints)),
-            "checksums": json.dumps([zlib.crc32(row) for row in features]),
+            "checksums": json.dumps(checksums),
         },
-    )
+        "features": {
+            "dtype": "F16",
+            "shape": shape,
+            "data_offsets": [0, sum(batch.nbytes for batch in features)],
+        },
+    }).encode()  # fmt: skip
+    header += b" " * (-len(header) % 8)  # so that the features are aligned
+    values = [batch.data for batch in features]
     # A fresh name for every shard: one process may be removing a damaged shard while another has
     # already computed the same photos again.
-    write_whole(directory / f"{uuid.uuid4().hex}.safetensors", content)
+    write_whole(
+        directory / f"{uuid.uuid4().hex}.safetensors",
+        len(header).to_bytes(8, "little"),
+        header,
+        *values,
+    )
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is never seen half written, whatever happens."""
+def write_whole(path: Path, *content: bytes | memoryview) -> None:
+    """Write a file of these parts that is never seen half written, whatever happens."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            for part in content:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -48,11 +48,11 @@ class AdditiveAttention(nn.Module):
         keys: Tensor = self.of_region(regions)
         return keys
 
-    def forward(self, hidden: Tensor, keys: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, query: Tensor, keys: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
         """Look once, for use: it has no gradient (:func:`regard.models.recurrence.recur` has).
 
         Args:
-            hidden: ``(B, K, N)``, the states of the K captions of each photo.
+            query: ``(B, K, A)``, from :attr:`of_hidden`, of the K captions of each photo.
             keys: ``(B, L, A)``, from :meth:`keys`.
             regions: ``(B, L, D)``.
 
@@ -60,6 +60,5 @@ class AdditiveAttention(nn.Module):
             The context ``(B, K, D)`` and the weights ``(B, K, L)``, which are at least 0 and sum
             to 1.
         """
-        query = self.of_hidden(hidden)  # (B, K, A)
         weights = look(keys, query, self.score.weight.squeeze(0))  # (B, K, L)
         return gather(weights, regions), weights

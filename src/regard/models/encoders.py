@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal, Self
 
@@ -23,9 +23,9 @@ from regard.models.backbones import (
 from regard.models.devices import Precision, fast_precision
 from regard.models.fast import fast_form
 from regard.models.processors import ImageStatistics, read_json
-from regard.models.resnet import ResNet
+from regard.models.resnet import CHANNELS, ResNet
 from regard.models.small import SmallEncoder
-from regard.models.sources import locate, read_resnet
+from regard.models.sources import PretrainedResNet, locate, read_resnet
 
 DEFAULT_ENCODER = "timm/resnet50.tv_in1k"
 """The encoder of the report: ResNet-50 with torchvision's first ImageNet weights."""
@@ -65,7 +65,7 @@ def load_encoder(
             backbone, statistics = read_backbone(place)
         else:
             pretrained = read_resnet(source, revision=revision, offline=offline)
-            backbone = _resnet(pretrained.depth, pretrained.tensors)
+            backbone = _resnet(pretrained)
             statistics = replace(pretrained.statistics, size=224)
     preparation = _prepare_as(statistics, image_size or statistics.size or 224, resize)
     return Encoder(
@@ -78,15 +78,15 @@ def load_encoder(
     )
 
 
-def _resnet(depth: int, tensors: Mapping[str, Tensor]) -> ResNet:
+def _resnet(pretrained: PretrainedResNet) -> ResNet:
     """A ResNet with these weights, of which all but the counters of batches are there."""
     with torch.device("meta"):  # random weights to be replaced would cost more than the right ones
-        backbone = ResNet(depth=depth)
+        backbone = ResNet(depth=pretrained.depth, channels=pretrained.channels)
     names = backbone.state_dict().keys()
     counters = {n: torch.tensor(0) for n in names if n.endswith("num_batches_tracked")}
     # Copies, because tensors from a file may be the file itself, which can change. Not to_empty,
     # then load: for tensors without storage that imports sympy, and much of torch.
-    copies = {name: tensor.clone() for name, tensor in tensors.items()}
+    copies = {name: tensor.clone() for name, tensor in pretrained.tensors.items()}
     backbone.load_state_dict(copies | counters, assign=True)
     return backbone
 
@@ -103,7 +103,11 @@ def encoder_from_description(description: dict[str, Any], *, frozen: bool) -> "E
     if architecture == "small":
         backbone = SmallEncoder(width=width)
     elif architecture in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"):
-        backbone = ResNet(depth=int(architecture.removeprefix("resnet")))
+        channels = description.get("channels")
+        backbone = ResNet(
+            depth=int(architecture.removeprefix("resnet")),
+            channels=None if channels is None else tuple(channels),
+        )
     elif architecture in FAMILIES:
         backbone = backbone_of(description["config"])
     else:
@@ -119,6 +123,7 @@ def encoder_from_description(description: dict[str, Any], *, frozen: bool) -> "E
         frozen=frozen,
         pooled=description.get("pooled"),
         precision=description.get("precision", "auto"),
+        own=True,
     )
 
 
@@ -133,6 +138,7 @@ class Encoder(nn.Module):
             never touched.
         pooled: rows and columns of the grid that the backbone's own is averaged to; none keeps it.
         precision: of the computation while it is frozen; ``auto`` is the device's fastest.
+        own: whether its weights are of no other place than here: trained by us, even if frozen now.
     """
 
     def __init__(
@@ -144,24 +150,26 @@ class Encoder(nn.Module):
         frozen: bool,
         pooled: int | None = None,
         precision: Precision | Literal["auto"] = "auto",
+        own: bool = False,
     ) -> None:
         super().__init__()
         self.id = id
+        self.own = own
         self.backbone = backbone
         self.preparation = preparation
         self.frozen = frozen
         self.width = backbone.width
         self.pooled = pooled
         self.precision = precision
-        own = backbone.grid(*preparation.size)
-        if pooled is not None and pooled > min(own):
+        whole = backbone.grid(*preparation.size)
+        if pooled is not None and pooled > min(whole):
             raise ModelError(
                 f"A grid of {pooled} x {pooled} regions is finer than what encoder {id!r} sees in "
                 f"photos of {' x '.join(map(str, preparation.size))} pixels: "
-                f"{' x '.join(map(str, own))}. Choose a smaller encoder.grid, or a larger "
+                f"{' x '.join(map(str, whole))}. Choose a smaller encoder.grid, or a larger "
                 "encoder.image_size."
             )
-        self.grid = own if pooled is None else (pooled, pooled)
+        self.grid = whole if pooled is None else (pooled, pooled)
         self.requires_grad_(not frozen)
         self.train(not frozen)
 
@@ -195,7 +203,7 @@ class Encoder(nn.Module):
     @property
     def stored(self) -> bool:
         """Whether its weights are only here, so that a model folder has to hold them."""
-        return not self.frozen or isinstance(self.backbone, SmallEncoder)
+        return self.own or not self.frozen or isinstance(self.backbone, SmallEncoder)
 
     def unfreeze(self, stages: int) -> None:
         """Let the last stages of a pretrained encoder train.
@@ -246,6 +254,8 @@ class Encoder(nn.Module):
             more["precision"] = self.precision
         if isinstance(self.backbone, Backbone):
             more["config"] = self.backbone.config
+        if isinstance(self.backbone, ResNet) and self.backbone.channels != CHANNELS:
+            more["channels"] = list(self.backbone.channels)
         return {
             "id": self.id,
             "architecture": self.architecture,

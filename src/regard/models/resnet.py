@@ -9,30 +9,35 @@ files load without translation.
 import torch
 from torch import Tensor, nn
 
+Channels = tuple[int, int, int, int]
+
 
 class ResNet(nn.Module):
     """A residual network that keeps the spatial grid of its last stage.
 
     Args:
         depth: 18, 34, 50, 101 or 152.
+        channels: of the 3x3 convolutions of the four stages; none: :data:`CHANNELS`.
     """
 
     stride = 32
     """Pixels to a region, along each side."""
 
-    def __init__(self, *, depth: int) -> None:
+    def __init__(self, *, depth: int, channels: Channels | None = None) -> None:
         super().__init__()
         block, blocks = LAYOUTS[depth]
         self.depth = depth
+        self.channels = channels = channels or CHANNELS
         self.architecture = self.identity = f"resnet{depth}"
-        self.width = 512 * block.expansion
+        outer = [c * block.expansion for c in channels]
+        self.width = outer[-1]
         self.conv1 = nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-        self.layer1 = _stage(block, 64, 64, blocks[0], stride=1)
-        self.layer2 = _stage(block, 64 * block.expansion, 128, blocks[1], stride=2)
-        self.layer3 = _stage(block, 128 * block.expansion, 256, blocks[2], stride=2)
-        self.layer4 = _stage(block, 256 * block.expansion, 512, blocks[3], stride=2)
+        self.layer1 = _stage(block, 64, channels[0], blocks[0], stride=1)
+        self.layer2 = _stage(block, outer[0], channels[1], blocks[1], stride=2)
+        self.layer3 = _stage(block, outer[1], channels[2], blocks[2], stride=2)
+        self.layer4 = _stage(block, outer[2], channels[3], blocks[3], stride=2)
 
     @property
     def stages(self) -> tuple[nn.Sequential, ...]:
@@ -47,7 +52,7 @@ class ResNet(nn.Module):
         """Photos (B, 3, 32 H, 32 W), normalised, to features (B, D, H, W), zero or above."""
         x = torch.relu_(self.bn1(self.conv1(images)))  # (B, 64, 16 H, 16 W)
         x = self.maxpool(x)  # (B, 64, 8 H, 8 W)
-        x = self.layer1(x)  # (B, D/8, 8 H, 8 W)
+        x = self.layer1(x)  # (B, D/8, 8 H, 8 W), at the usual channels
         x = self.layer2(x)  # (B, D/4, 4 H, 4 W)
         x = self.layer3(x)  # (B, D/2, 2 H, 2 W)
         features: Tensor = self.layer4(x)  # (B, D, H, W)
@@ -101,6 +106,9 @@ class Bottleneck(nn.Module):
         x = self.bn3(self.conv3(x))
         return torch.relu_(x + shortcut)
 
+
+CHANNELS = (64, 128, 256, 512)
+"""The usual channels of the four stages."""
 
 LAYOUTS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),

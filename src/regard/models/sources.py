@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from regard.errors import ModelError
+from regard.files import replaced_folder, write_json
 from regard.models.backbones import known_backbones
 from regard.models.hub import WEIGHTS, check_weights, fetch, is_hub_id
 from regard.models.processors import (
@@ -28,7 +29,7 @@ from regard.models.processors import (
     read_processor,
     resampling,
 )
-from regard.models.resnet import LAYOUTS, BasicBlock, ResNet
+from regard.models.resnet import CHANNELS, LAYOUTS, BasicBlock, Channels, ResNet
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class PretrainedResNet:
     """What leads back to the source: the hub id, or the absolute path."""
     depth: int
     """18, 34, 50, 101 or 152."""
+    channels: Channels
+    """Of its four stages."""
     tensors: dict[str, Tensor]
     """float32 tensors under torchvision's names; the classifier is left out."""
     statistics: ImageStatistics
@@ -62,8 +65,8 @@ def read_resnet(
         return _read_folder(path, id=id)
     tensors = _torchvision_tensors(_read_tensors(path), where=str(path))
     depth = _depth_of(tensors, where=str(path))
-    _check_complete(tensors, depth=depth, where=str(path))
-    return PretrainedResNet(id, depth, tensors, ImageStatistics())
+    _check_complete(tensors, depth=depth, channels=CHANNELS, where=str(path))
+    return PretrainedResNet(id, depth, CHANNELS, tensors, ImageStatistics())
 
 
 def locate(source: str, *, revision: str | None = None, offline: bool = False) -> tuple[Path, str]:
@@ -98,12 +101,41 @@ def locate(source: str, *, revision: str | None = None, offline: bool = False) -
     return folder, source
 
 
+def write_resnet(folder: Path, backbone: ResNet, statistics: ImageStatistics) -> None:
+    """Write a folder in timm's layout that :func:`read_resnet` reads.
+
+    Args:
+        folder: replaced if it is there.
+        backbone: its weights are written in float32.
+        statistics: how photos are prepared for it.
+    """
+    described: dict[str, Any] = {
+        "architecture": backbone.architecture,
+        "num_features": backbone.width,
+        "model_args": {"channels": list(backbone.channels)},
+        "pretrained_cfg": {
+            "mean": list(statistics.mean),
+            "std": list(statistics.std),
+            "interpolation": statistics.interpolation,
+            "crop_pct": statistics.crop_fraction,
+        },
+    }
+    if backbone.channels == CHANNELS:
+        del described["model_args"]
+    tensors = {k: v.float().cpu().contiguous() for k, v in backbone.state_dict().items()}
+    with replaced_folder(folder) as beside:
+        save_file(tensors, str(beside / WEIGHTS))
+        write_json(beside / "config.json", described)
+
+
 # --- folders ----------------------------------------------------------------------------------
 
 
 def _read_folder(folder: Path, *, id: str) -> PretrainedResNet:
     config = read_json(folder / "config.json")
+    channels = CHANNELS
     if "architecture" in config:
+        channels = _timm_channels(config, folder)
         depth, statistics = _timm_settings(config, folder)
     elif config.get("model_type") == "resnet":
         depth, statistics = _transformers_settings(config, folder)
@@ -117,18 +149,17 @@ def _read_folder(folder: Path, *, id: str) -> PretrainedResNet:
     weights = folder / WEIGHTS
     check_weights(folder)
     tensors = _torchvision_tensors(_read_tensors(weights), where=str(weights))
-    _check_complete(tensors, depth=depth, where=str(weights))
-    return PretrainedResNet(id, depth, tensors, statistics)
+    _check_complete(tensors, depth=depth, channels=channels, where=str(weights))
+    return PretrainedResNet(id, depth, channels, tensors, statistics)
 
 
 def _timm_settings(config: dict[str, Any], folder: Path) -> tuple[int, ImageStatistics]:
     architecture = config["architecture"]
     depths = {f"resnet{depth}": depth for depth in LAYOUTS}
-    if architecture not in depths or config.get("model_args"):
-        options = f" with model_args {config['model_args']}" if config.get("model_args") else ""
+    if architecture not in depths:
         raise ModelError(
-            f"{folder / 'config.json'} is for {architecture!r}{options}; the networks that can be "
-            f"used are {', '.join(depths)}, without model_args."
+            f"{folder / 'config.json'} is for {architecture!r}; the networks that can be used are "
+            f"{', '.join(depths)}."
         )
     trained = config.get("pretrained_cfg", {})
     usual = ImageStatistics()
@@ -138,6 +169,24 @@ def _timm_settings(config: dict[str, Any], folder: Path) -> tuple[int, ImageStat
         interpolation=resampling(trained.get("interpolation", usual.interpolation), folder),
         crop_fraction=float(trained.get("crop_pct", usual.crop_fraction)),
     )
+
+
+def _timm_channels(config: dict[str, Any], folder: Path) -> Channels:
+    """The channels of the stages, the one thing in which a ResNet of timm may differ here."""
+    options = config.get("model_args") or {}
+    channels = options.get("channels", CHANNELS)
+    known = options.keys() <= {"channels"}
+    if (
+        not known
+        or len(channels) != len(CHANNELS)
+        or any(type(c) is not int or c < 1 for c in channels)
+    ):
+        raise ModelError(
+            f"{folder / 'config.json'} has model_args {options}; the only one that can be used is "
+            f"channels, four numbers such as {list(CHANNELS)}."
+        )
+    first, second, third, last = channels
+    return first, second, third, last
 
 
 def _transformers_settings(config: dict[str, Any], folder: Path) -> tuple[int, ImageStatistics]:
@@ -257,12 +306,14 @@ def _depth_of(tensors: Mapping[str, Tensor], *, where: str) -> int:
     )
 
 
-def _check_complete(tensors: Mapping[str, Tensor], *, depth: int, where: str) -> None:
+def _check_complete(
+    tensors: Mapping[str, Tensor], *, depth: int, channels: Channels, where: str
+) -> None:
     """Refuse weights that do not fit the network, naming every tensor that does not."""
     with torch.device("meta"):
         expected = {
             name: tensor.shape
-            for name, tensor in ResNet(depth=depth).state_dict().items()
+            for name, tensor in ResNet(depth=depth, channels=channels).state_dict().items()
             if not name.endswith("num_batches_tracked")
         }
     problems = {

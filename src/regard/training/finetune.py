@@ -51,12 +51,16 @@ class FinishedLearner(nn.Module):
         self._captioner.train(mode)
         return self
 
-    def forward(self, photos: Tensor, captions: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, photos: Tensor, captions: Tensor, done: float = 0.0, which: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor]:
         """Sums over the pieces of the batch.
 
         Args:
             photos: ``(B, 3, H, W)``.
             captions: ``(B, K, T + 1)``, padded with :data:`PAD`.
+            done: without effect here.
+            which: likewise.
 
         Returns:
             As :meth:`regard.training.learner.Learner.forward`.

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from regard.config import TrainConfig
 from regard.data.batches import PhotoSource, Plan
 from regard.errors import RegardError
+from regard.training.average import Average
 from regard.training.log import RunLog
 from regard.training.schedule import rate
 
@@ -115,7 +116,8 @@ def run_loop(
     wrapped, fabric_optimizer = fabric.setup(learner, optimizer)
     device = fabric.device
     highest = [group["lr"] for group in optimizer.param_groups]
-    progress = _restore(state_file, learner, optimizer, device)
+    average = Average(_trained(learner), config.average) if config.average else None
+    progress = _restore(state_file, learner, optimizer, average, device)
     with _asked_to_stop() as asked:
         log = (
             RunLog(log_folder, step=progress.step, epoch=progress.epoch)
@@ -128,9 +130,9 @@ def run_loop(
         def save() -> None:
             if log is not None:
                 log.flush()
-                _save(state_file, learner, optimizer, progress)
+                _save(state_file, learner, optimizer, average, progress)
 
-        def end_epoch() -> None:
+        def judge() -> None:
             scores = validate()
             row = {
                 "epoch": progress.epoch,
@@ -148,6 +150,10 @@ def run_loop(
             if log is not None:
                 log.epoch(row)
             watch.epoch(row)
+
+        def end_epoch() -> None:
+            with contextlib.nullcontext() if average is None else average.in_use():
+                judge()
             progress.epoch += 1
             progress.batch = progress.words = 0
             progress.loss_sum = progress.seconds = 0.0
@@ -175,7 +181,9 @@ def run_loop(
                     group["lr"] = peak * factor
                 torch.manual_seed(_mixed(seed, progress.step, fabric.global_rank))
                 captions = batch.captions.to(device)
-                total, nll = wrapped(batch.photos.to(device), captions)
+                total, nll = wrapped(
+                    batch.photos.to(device), captions, progress.step / steps, batch.which
+                )
                 # DDP averages the gradients of its processes; the loss is a mean over all their
                 # words.
                 fabric.backward(total * (fabric.world_size / batch.targets))
@@ -189,6 +197,8 @@ def run_loop(
                     )
                 fabric_optimizer.step()
                 fabric_optimizer.zero_grad(set_to_none=True)
+                if average is not None:
+                    average.update(progress.step)
                 if log is not None:
                     log.step(
                         {
@@ -309,18 +319,27 @@ def read_state(file: Path, device: torch.device) -> Any:
 
 
 def _save(
-    file: Path, learner: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
+    file: Path,
+    learner: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: Average | None,
+    progress: Progress,
 ) -> None:
     state = {
         "learner": _trained(learner),
         "optimizer": optimizer.state_dict(),
+        "average": None if average is None else average.state(),
         "progress": vars(progress),
     }
     write_state(state, file)
 
 
 def _restore(
-    file: Path, learner: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+    file: Path,
+    learner: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: Average | None,
+    device: torch.device,
 ) -> Progress:
     if not file.exists():
         return Progress()
@@ -332,6 +351,8 @@ def _restore(
             f"The saved state {file} is of another model: {sorted(absent + unexpected)}."
         )
     optimizer.load_state_dict(state["optimizer"])
+    if average is not None:
+        average.restore(state["average"])
     return Progress(**state["progress"])
 
 

@@ -13,14 +13,15 @@ from regard.build import (
     build_decoder,
     build_encoder,
     build_vocabulary,
+    set_dropout,
     start_from_vectors,
     with_embedding_width,
 )
-from regard.checkpoint import write_model
-from regard.config import Config
+from regard.checkpoint import read_model, write_model
+from regard.config import Config, going_on
 from regard.data.batches import CachedRegions, Captions, PhotoSource, Plan, PreparedPhotos
 from regard.data.dataset import Photo
-from regard.data.features import build_features
+from regard.data.features import build_features, build_views
 from regard.describe import Decoding, describe
 from regard.models.encoders import Encoder
 from regard.text.tokenise import tokenise
@@ -28,6 +29,7 @@ from regard.text.vectors import read_vectors
 from regard.text.vocabulary import Lexicon
 from regard.training.learner import Learner
 from regard.training.loop import read_state, write_state
+from regard.training.scst import Reward, ScstLearner
 from regard.training.trainee import Begin, Say, Trainee
 from regard.training.words import learn_words
 
@@ -61,7 +63,12 @@ def own_trainee(
         features: told photos encoded and photos in all.
     """
     tokens = [[tokenise(c) for c in p.captions] for p in photos]
-    vocabulary = build_vocabulary(config.text, (c for group in tokens for c in group))
+    begun = None if config.init is None else read_model(config.init)
+    if begun is not None:
+        config = going_on(config, begun.config)
+        vocabulary = begun.vocabulary
+    else:
+        vocabulary = build_vocabulary(config.text, (c for group in tokens for c in group))
     vectors = None
     if config.text.embeddings is not None:
         vectors = read_vectors(Path(config.text.embeddings), vocabulary.words)
@@ -69,26 +76,50 @@ def own_trainee(
             f"Word vectors: {len(vectors.vectors)} of {len(vocabulary)} words "
             f"({vectors.coverage(vocabulary.words):.1%}) have one."
         )
-    config = with_embedding_width(config, vectors)
     torch.manual_seed(config.seed)
-    encoder = build_encoder(config.encoder)
-    decoder = build_decoder(
-        config.decoder, vocabulary_size=len(vocabulary), feature_width=encoder.width
-    )
-    if vectors is not None:
-        start_from_vectors(decoder, vocabulary, vectors)
-    begin(config, {})
+    if begun is not None:
+        encoder, decoder = begun.encoder, begun.decoder.requires_grad_(True)
+        set_dropout(decoder, config.decoder.dropout)
+        if config.encoder.fine_tune_stages:
+            encoder.unfreeze(config.encoder.fine_tune_stages)
+        else:
+            encoder.freeze()
+    else:
+        config = with_embedding_width(config, vectors)
+        encoder = build_encoder(config.encoder)
+        decoder = build_decoder(
+            config.decoder, vocabulary_size=len(vocabulary), feature_width=encoder.width
+        )
+        if vectors is not None:
+            start_from_vectors(decoder, vocabulary, vectors)
+    begin(config, {} if begun is None else {"init": begun.weights_hash})
     captions = _encoded(tokens, vocabulary, config.text.max_length)
     if config.train.word_epochs and not encoder.frozen:
         _learn_words(
             out / "encoder.pt", encoder, photos, captions, vocabulary, config, fabric, message
         )
-    source, judging = _sources(encoder, photos, judged, fabric, cache, message, features)
-    learner = Learner(
-        encoder=None if encoder.frozen else encoder,
-        decoder=decoder,
-        pad=vocabulary.pad,
-        label_smoothing=config.train.label_smoothing,
+    source, judging = _sources(
+        encoder, photos, judged, config.train.views, fabric, cache, message, features
+    )
+    usual: dict[str, Any] = {
+        "encoder": None if encoder.frozen else encoder,
+        "decoder": decoder,
+        "label_smoothing": config.train.label_smoothing,
+        "attention_penalty": config.train.attention_penalty,
+        "scheduled_sampling": config.train.scheduled_sampling,
+        "unreadable": (*vocabulary.forbidden, vocabulary.end),
+    }
+    learner = (
+        Learner(pad=vocabulary.pad, **usual)
+        if config.train.objective == "cross-entropy"
+        else ScstLearner(
+            vocabulary=vocabulary,
+            reward=Reward(tokens),
+            samples=config.train.samples,
+            max_length=config.text.max_length,
+            known_share=config.train.known_share,
+            **usual,
+        )
     )
     decoding = Decoding(beam=config.validation.beam)
 
@@ -182,6 +213,7 @@ def _sources(
     encoder: Encoder,
     photos: Sequence[Photo],
     judged: Sequence[Photo],
+    views: int,
     fabric: Fabric,
     cache: Path | None,
     message: Callable[[str], None],
@@ -194,12 +226,12 @@ def _sources(
             PreparedPhotos(encoder.preparation, paths),
             PreparedPhotos(encoder.preparation, judged_paths),
         )
-    store = build_features(
-        [*paths, *judged_paths],
-        encoder,
-        cache,
-        on_progress=features if fabric.is_global_zero else None,
-        on_message=message,
+    progress = features if fabric.is_global_zero else None
+    whole = build_features(
+        [*paths, *judged_paths], encoder, cache, on_progress=progress, on_message=message
+    )
+    others = build_views(
+        paths, encoder, cache, views=views, on_progress=progress, on_message=message
     )
     fabric.barrier()
-    return CachedRegions(store, paths), CachedRegions(store, judged_paths)
+    return CachedRegions([whole, *others], paths), CachedRegions([whole], judged_paths)

@@ -113,6 +113,11 @@ def train(
             f"encoder.fine_tune_stages is {stages}, which trains one that has them. Set one of "
             "them to 0."
         )
+    if config.train.objective == "cider" and config.init is None:
+        raise ConfigError(
+            "train.objective is cider: a captioner learns from its own captions once it has learnt "
+            "from known ones; name one with --init."
+        )
     _check_place(out, resume=resume)
     keep_freed_memory()
     fabric = _fabric(config, machine)
@@ -140,6 +145,7 @@ def train(
         batch_size=config.train.batch_size,
         captions_per_photo=config.train.captions_per_photo,
         bucket=config.train.bucket,
+        views=config.train.views,
         seed=config.seed,
         rank=fabric.global_rank,
         world=fabric.world_size,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from regard.data.batches import inputs_and_targets
+from regard.metrics.diagnosis import diagnose
 from regard.metrics.scores import score_all
 from regard.training.trainee import Trainee
 
@@ -26,7 +27,9 @@ def validate(
         fabric: launched; the photos are shared out over its processes.
 
     Returns:
-        ``val_loss`` (nats a word), ``BLEU-4`` and ``CIDEr``, the same in every process.
+        ``val_loss`` (nats a word), ``BLEU-4`` and ``CIDEr``, and of the captions the shares
+        ``repeated`` and ``cut_off`` and the number ``words_used``
+        (:func:`regard.metrics.diagnosis.diagnose`); the same in every process.
     """
     trainee.learner.eval()
     captions, say = trainee.known, trainee.speaker()
@@ -44,11 +47,15 @@ def validate(
             written |= dict(zip(indices, say(photos), strict=True))
     parts = _from_all_processes(fabric, (nll, words, written))
     everything = {i: c for _, _, part in parts for i, c in part.items()}
-    scores = score_all([everything[i] for i in range(len(references))], references)
+    said = [everything[i] for i in range(len(references))]
+    scores, diagnosis = score_all(said, references), diagnose(said)
     return {
         "val_loss": sum(p[0] for p in parts) / max(1, sum(p[1] for p in parts)),
         "BLEU-4": float(scores["BLEU-4"].corpus),
         "CIDEr": float(scores["CIDEr"].corpus),
+        "repeated": diagnosis["repeated"],
+        "cut_off": diagnosis["cut off"],
+        "words_used": diagnosis["words used"],
     }
 
 

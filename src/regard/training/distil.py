@@ -1,0 +1,233 @@
+"""A small encoder learns to see what a large one sees.
+
+The student is to give the teacher's regions, place by place, through a linear map that is thrown
+away afterwards (the hints of Romero et al., "FitNets", 2015, section 2.2). With f a value of the
+teacher, m and s the mean and the deviation of its channel over the training photos::
+
+    t    = (f - m) / s
+    loss = mean over regions and channels of (W a + b - t)^2
+
+so that every channel counts, and a loss of 1 is that of a student which sees nothing. Both look at
+the same views of each photo, and the teaching is long (Beyer et al., "Knowledge distillation: a
+good teacher is patient and consistent", 2022). The teacher's regions come from the feature cache:
+it looks at each view once. The student's view has other colours each time, which the teacher's
+regions, taken from the view as it is, tell it to see through.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from regard.data.batches import CachedRegions, PreparedPhotos
+from regard.models.devices import fast_precision
+from regard.models.resnet import ResNet
+from regard.training.loop import TrainingError, read_state, write_state
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """How a student is taught."""
+
+    epochs: int
+    """Passes over the photos, one view of each at a time."""
+    views: int
+    """Views of each photo."""
+    batch_size: int = 64
+    """Photos in a batch."""
+    learning_rate: float = 2e-3
+    """Highest rate of AdamW; it rises over a fortieth of the iterations and falls as a cosine."""
+    weight_decay: float = 0.05
+    """Of the convolutions."""
+    colours: float = 0.2
+    """Deviation of the factor and of the shift of each colour of a photo, after preparation."""
+    seed: int = 0
+    """Of weights, order, views and colours."""
+
+
+class Class(NamedTuple):
+    """Photos with what the teacher sees of them."""
+
+    photos: PreparedPhotos
+    """As the student takes them."""
+    regions: CachedRegions
+    """The teacher's, ``(B, L, D)``, of the same views."""
+    size: int
+    """How many."""
+
+
+class Marks(NamedTuple):
+    """How a student does after an epoch."""
+
+    epoch: int
+    """Epochs that are done."""
+    loss: float
+    """Mean loss of the epoch; 1 is seeing nothing."""
+    explained: float
+    """Share of the variance of the teacher's regions of the judged photos that the student has."""
+    seconds: float
+    """The epoch took."""
+
+
+def distil(
+    student: ResNet,
+    learnt: Class,
+    judged: Class,
+    lessons: Lessons,
+    *,
+    device: torch.device,
+    state_file: Path,
+    on_epoch: Callable[[Marks], None],
+) -> None:
+    """Teach a student, in place; goes on from the state of the last finished epoch.
+
+    Args:
+        student: with as many regions as the teacher; moved to the device.
+        learnt: photos to learn from, with all views.
+        judged: photos that judge, whole.
+        lessons: how.
+        device: where.
+        state_file: where the state after each epoch is.
+        on_epoch: told after each epoch.
+
+    Raises:
+        TrainingError: the loss is not a finite number, or the state is damaged.
+    """
+    torch.manual_seed(lessons.seed)
+    mean, deviation = (x.to(device) for x in _statistics(learnt))  # (D,)
+    student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    head = nn.Linear(student.width, len(mean)).to(device)
+    optimizer = torch.optim.AdamW(_groups(student, head, lessons), fused=True)
+    steps = lessons.epochs * -(-learnt.size // lessons.batch_size)
+    first = 0
+    if state_file.exists():
+        state = read_state(state_file, device)
+        student.load_state_dict(state["student"])
+        head.load_state_dict(state["head"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["epochs"]
+    precise = fast_precision(device) != "bf16"
+
+    def error(photos: Tensor, regions: Tensor) -> Tensor:
+        target = (regions.to(device).float() - mean) / deviation  # (B, L, D)
+        with torch.autocast(device.type, torch.bfloat16, enabled=not precise):
+            seen = student(photos.to(device, memory_format=torch.channels_last))
+            guess = head(seen.flatten(2).transpose(1, 2))
+        missed: Tensor = (guess.float() - target).square().mean()
+        return missed
+
+    for epoch in range(first, lessons.epochs):
+        began = time.perf_counter()
+        student.train()
+        total, step = 0.0, epoch * (steps // lessons.epochs)
+        for photos, regions in _batches(learnt, lessons, epoch):
+            for group in optimizer.param_groups:
+                group["lr"] = lessons.learning_rate * _rate(step, steps)
+            torch.manual_seed(lessons.seed * steps + step)
+            loss = error(_recoloured(photos, lessons.colours), regions)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if not math.isfinite(value := loss.item()):
+                raise TrainingError(
+                    f"While the student was taught, the loss became {value} at iteration {step}: "
+                    "it must be a finite number. Begin again with a smaller learning rate."
+                )
+            total += value * len(photos)
+            step += 1
+        student.eval()
+        with torch.no_grad():
+            wrong = [(error(*pair).item(), len(pair[0])) for pair in _in_order(judged, lessons)]
+        missed = sum(e * n for e, n in wrong) / judged.size
+        write_state(
+            {
+                "student": student.state_dict(),
+                "head": head.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "epochs": epoch + 1,
+            },
+            state_file,
+        )
+        seconds = time.perf_counter() - began
+        on_epoch(Marks(epoch + 1, total / learnt.size, 1 - missed, seconds))
+    student.eval()
+
+
+def _statistics(learnt: Class, photos: int = 1024) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each channel of the teacher, ``(D,)``, over the first photos."""
+    sums = squares = torch.zeros(())
+    count = 0
+    for i in range(0, min(photos, learnt.size), 64):
+        regions = learnt.regions.read(range(i, min(i + 64, learnt.size))).double().flatten(0, 1)
+        sums, squares = sums + regions.sum(0), squares + regions.square().sum(0)
+        count += len(regions)
+    mean = sums / count
+    deviation = (squares / count - mean.square()).clamp_min(1e-8).sqrt()
+    return mean.float(), deviation.float()
+
+
+def _groups(student: ResNet, head: nn.Module, lessons: Lessons) -> list[dict[str, object]]:
+    weights = [*student.parameters(), *head.parameters()]
+    return [
+        {"params": [p for p in weights if p.ndim > 1], "weight_decay": lessons.weight_decay},
+        {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _rate(step: int, steps: int) -> float:
+    warm = max(1, steps // 40)
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def _recoloured(photos: Tensor, deviation: float) -> Tensor:
+    """Photos ``(B, 3, H, W)`` with each colour scaled and shifted at random."""
+    factor, shift = deviation * torch.randn(2, len(photos), 3, 1, 1)
+    recoloured: Tensor = photos * (1 + factor) + shift
+    return recoloured
+
+
+Pairs = Iterator[tuple[Tensor, Tensor]]
+
+
+def _batches(learnt: Class, lessons: Lessons, epoch: int) -> Pairs:
+    """The photos in the order of an epoch, one view of each; a function of seed and epoch."""
+    rng = np.random.default_rng([lessons.seed, epoch])
+    order = rng.permutation(learnt.size).tolist()
+    views = rng.integers(lessons.views, size=learnt.size).tolist()
+    size = lessons.batch_size
+    return _read_ahead(learnt, [order[i : i + size] for i in range(0, len(order), size)], views)
+
+
+def _in_order(judged: Class, lessons: Lessons) -> Pairs:
+    size = lessons.batch_size
+    batches = [range(i, min(i + size, judged.size)) for i in range(0, judged.size, size)]
+    return _read_ahead(judged, batches, [0] * judged.size)
+
+
+def _read_ahead(photos: Class, batches: Sequence[Sequence[int]], views: Sequence[int]) -> Pairs:
+    """Photos and regions of batches; the next two are read while one is learnt from."""
+
+    def read(batch: Sequence[int]) -> tuple[Tensor, Tensor]:
+        seen = [views[i] for i in batch]
+        return photos.photos.read(batch, seen), photos.regions.read(batch, seen)
+
+    waiting: deque[Future[tuple[Tensor, Tensor]]] = deque()
+    with ThreadPoolExecutor(1) as thread:
+        for batch in batches:
+            waiting.append(thread.submit(read, batch))
+            if len(waiting) > 2:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
