@@ -20,6 +20,7 @@ from regard.describe import Caption, Decoding, describe
 from regard.ensemble import Ensemble, read_ensemble
 from regard.errors import ModelError, PhotoError
 from regard.exported import Exported, find_exported, load_exported
+from regard.files import hash_file
 from regard.finished import Finished, find_finished, load_finished
 from regard.images import Placement, open_photo, overlay_map
 from regard.models.devices import find_device
@@ -100,7 +101,12 @@ class AnyCaptioner(ABC):
         return found
 
     def captions(
-        self, photos: Iterable[PhotoLike], decoding: Decoding | None = None, *, batch_size: int = 16
+        self,
+        photos: Iterable[PhotoLike],
+        decoding: Decoding | None = None,
+        *,
+        batch_size: int = 16,
+        expected: int | None = None,
     ) -> Iterator[PhotoCaption | PhotoError]:
         """Caption photos in their order; one that cannot be opened gives its error in its place.
 
@@ -108,6 +114,8 @@ class AnyCaptioner(ABC):
             photos: any number, also without end; a few batches are read ahead.
             decoding: how captions are chosen.
             batch_size: photos at once, in each of as many threads as torch computes with.
+            expected: how many there are about, where ``photos`` has no length: many are worth a
+                preparation of some seconds.
         """
         chosen = decoding or Decoding()
         waiting = iter(photos)
@@ -116,8 +124,9 @@ class AnyCaptioner(ABC):
         if not following:
             yield from self._batch(batch, chosen, self._describer(1, batch_size))
             return
-        known = len(photos) if isinstance(photos, Sized) else 1
-        describer = self._describer(known, batch_size)
+        if expected is None:
+            expected = len(photos) if isinstance(photos, Sized) else 1
+        describer = self._describer(expected, batch_size)
         count = torch.get_num_threads()
         with lanes(count) as threads:
             ahead = deque(
@@ -159,6 +168,11 @@ class AnyCaptioner(ABC):
 
     @property
     @abstractmethod
+    def identity(self) -> str:
+        """What its captions depend on beside photos and settings: a hash of its weights."""
+
+    @property
+    @abstractmethod
     def folder(self) -> Path | None:
         """Where it was read from; none if it was made here."""
 
@@ -195,6 +209,11 @@ class Captioner(AnyCaptioner):
         self._encoder = model.encoder.to(self.device)
         self._speaker = model.speaker()
         self.encode = self._encoder.fast(self._encoder.fast_precision())
+
+    @property
+    def identity(self) -> str:
+        """A hash of its weights."""
+        return self.model.weights_hash
 
     @property
     def folder(self) -> Path | None:
@@ -253,6 +272,11 @@ class EnsembleCaptioner(AnyCaptioner):
         self._speaker = ensemble.speaker()
 
     @property
+    def identity(self) -> str:
+        """A hash of the weights of each."""
+        return "+".join(member.weights_hash for member in self.ensemble.members)
+
+    @property
     def folder(self) -> Path | None:
         """Where the first was read from; none if it was made here."""
         return self.ensemble.members[0].folder
@@ -298,6 +322,11 @@ class FinishedCaptioner(AnyCaptioner):
         self.model = model
 
     @property
+    def identity(self) -> str:
+        """A hash of its weights."""
+        return str(self.model.describe_self()["weights"])
+
+    @property
     def folder(self) -> Path:
         """Where it was read from."""
         return self.model.folder
@@ -332,6 +361,11 @@ class ExportedCaptioner(AnyCaptioner):
 
     def __init__(self, model: Exported) -> None:
         self.model = model
+
+    @property
+    def identity(self) -> str:
+        """A hash of its weights."""
+        return hash_file(self.model.folder / "config.json")
 
     @property
     def folder(self) -> Path:

@@ -397,7 +397,15 @@ def train(
 
 @app.command()
 def caption(
-    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="Photos.")],
+    photos: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PHOTO|FOLDER|GLOB]...",
+            help="Photos, folders (with those below them), globs; - reads names from standard "
+            "input.",
+        ),
+    ] = None,
+    *,
     model: ModelPaths,
     beam: Beam = 3,
     groups: Groups = 1,
@@ -420,20 +428,69 @@ def caption(
             help="Captions of each photo, with their scores: the best of the beam, or draws.",
         ),
     ] = 1,
+    lists: Annotated[
+        list[Path] | None,
+        typer.Option("--from", metavar="LIST", help="File of names, one a line; may be repeated."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="File for a record a photo: .jsonl, .csv or .parquet. A later run with it goes on "
+            "where this one stopped, and captions only what is new or has changed.",
+        ),
+    ] = None,
+    txt: Annotated[
+        bool, typer.Option("--txt", help="Write photo.jpg.txt beside photo.jpg.")
+    ] = False,
+    xmp: Annotated[
+        bool, typer.Option("--xmp", help="Write photo.jpg.xmp, or add to it, beside photo.jpg.")
+    ] = False,
+    xmp_stem: Annotated[
+        bool, typer.Option("--xmp-stem", help="As --xmp, but photo.xmp, as Lightroom has it.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace texts beside photos that people wrote.")
+    ] = False,
+    alt_text: Annotated[
+        bool,
+        typer.Option(
+            "--alt-text",
+            help="Make each caption an alternative text: a sentence of at most 125 characters.",
+        ),
+    ] = False,
+    gallery: Annotated[
+        Path | None,
+        typer.Option("--gallery", help="Folder for a page with all photos, captions and gaze."),
+    ] = None,
     gaze: Annotated[
         Path | None, typer.Option("--gaze", help="Folder for a picture of the gaze a photo.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="File for a JSON line a photo.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Name the photos that would be captioned; do nothing.")
+    ] = False,
+    log: Annotated[
+        str, typer.Option("--log", help="text; json: an event a line; quiet: failures alone.")
+    ] = "text",
     rerank: Rerank = None,
     revision: Revision = None,
     encoder: EncoderPlace = None,
     device: Device = "auto",
 ) -> None:
-    """Caption photos. Exit code 1 if one could not be opened; the others still are captioned."""
-    from regard.apps.photos import caption_photos
+    """Caption photos, or folders of them. Exit code 1 if one could not be; the others still are."""
+    from regard.apps.listeners import listener_of
+    from regard.apps.names import Photos
+    from regard.apps.photos import Outputs, caption_photos
+    from regard.apps.sidecars import sidecars_of
     from regard.captioner import load
     from regard.describe import Decoding
 
+    outputs = Outputs(
+        out=out, sidecars=sidecars_of(txt=txt, xmp=xmp, xmp_stem=xmp_stem), overwrite=overwrite,
+        alt=alt_text, gallery=gallery, gaze=gaze,
+    )  # fmt: skip
+    meant = Photos(photos or (), lists or ())
+    listener = listener_of(log, captions=out is None or meant.single, count=count)
     decoding = Decoding(
         beam=beam, groups=groups, diversity=diversity, min_length=min_length,
         max_length=max_length, length_penalty=length_penalty, no_repeat=no_repeat,
@@ -443,11 +500,43 @@ def caption(
     captioner = load(model, encoder=encoder, revision=revision, device=device)
     if len(model) == 1:
         _note_commit(model[0], captioner.folder)
-    failed = caption_photos(
-        captioner, photos, decoding, out=out, gaze=gaze, clip=_reranker(rerank, device),
-        say=typer.echo, warn=_warn,
+    tally = caption_photos(
+        captioner, meant, decoding, outputs, listener, clip=_reranker(rerank, device),
+        dry_run=dry_run,
     )  # fmt: skip
-    raise typer.Exit(1 if failed else 0)
+    raise typer.Exit(1 if tally.failed else 0)
+
+
+@app.command()
+def find(
+    query: Annotated[str, typer.Argument(metavar="QUERY", help='Words, such as "dog on a beach".')],
+    captions: Annotated[
+        Path,
+        typer.Argument(metavar="CAPTIONS", help="File of `regard caption --out`."),
+    ],
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Photos at most.")] = 20,
+    gallery: Annotated[
+        Path | None, typer.Option("--gallery", help="Folder for a page with the photos found.")
+    ] = None,
+) -> None:
+    """Find photos by what their captions say, the best first. Exit code 1 if there are none."""
+    from regard.apps.find import find_captions
+    from regard.apps.gallery import write_gallery
+    from regard.apps.records import shown
+
+    found = find_captions(query, captions, limit=limit)
+    if not found.records:
+        _note(f"No caption in {captions} has a word of {query!r}.")
+        raise typer.Exit(1)
+    if not found.whole:
+        _note(f"No caption has all words of {query!r}; these have some.")
+    for record in found.records:
+        typer.echo(f"{shown(record['path'])}: {record.get('alt_text') or record['caption']}")
+    if found.count > len(found.records):
+        _note(f"{len(found.records)} of {found.count} are shown; --limit shows more.")
+    if gallery is not None:
+        write_gallery(gallery, found.records, title=query)
+        _note(f"The page is {gallery / 'index.html'}")
 
 
 @app.command()

@@ -19,7 +19,16 @@ class DataError(RegardError):
 
 
 class PhotoError(RegardError):
-    """One photo that cannot be opened; the message names the file."""
+    """One photo that cannot be opened; the message names the file.
+
+    Args:
+        message: one clear line.
+        reason: what is wrong in a word or three, to count photos by: ``damaged``, ``empty``.
+    """
+
+    def __init__(self, message: str, reason: str = "unreadable") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class ModelError(RegardError):

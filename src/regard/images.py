@@ -9,7 +9,7 @@ takes, ``h``, ``w`` those of the upright photo, ``gh``, ``gw`` those of the grid
 import io
 import math
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -98,12 +98,15 @@ def _from_path(path: Path, name: str, max_pixels: int) -> Image.Image:
         kind = path.stat().st_mode
         if stat.S_ISDIR(kind):
             raise PhotoError(
-                f"{name} is a folder. One photo is opened at a time. Give a file inside the folder."
+                f"{name} is a folder. One photo is opened at a time. Give a file inside the "
+                "folder.",
+                "a folder",
             )
         if not stat.S_ISREG(kind):  # opening a pipe would wait forever
             raise PhotoError(
                 f"{name} is a device or a pipe, not a file. Photos are opened from files. "
-                "Save it as a file first."
+                "Save it as a file first.",
+                "no file",
             )
         with path.open("rb") as file:
             return _from_file(file, name, max_pixels)
@@ -113,13 +116,14 @@ def _from_path(path: Path, name: str, max_pixels: int) -> Image.Image:
             if name.startswith(("http://", "https://"))
             else f"Check the spelling; relative paths start from {Path.cwd()}."
         )
-        raise PhotoError(f"{name} does not exist. A photo is a file on this machine. {hint}") from (
-            error
-        )
+        raise PhotoError(
+            f"{name} does not exist. A photo is a file on this machine. {hint}", "missing"
+        ) from error
     except PermissionError as error:
         raise PhotoError(
             f"{name} may not be read by this user. Reading needs permission for the file and its "
-            f'folders. Try: chmod u+r "{name}"'
+            f'folders. Try: chmod u+r "{name}"',
+            "not permitted",
         ) from error
     except (OSError, ValueError) as error:  # a name that is too long, a null byte, a failing disk
         raise PhotoError(
@@ -133,7 +137,8 @@ def _from_file(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
     start = file.read(512)
     if not start:
         raise PhotoError(
-            f"{name} is empty (0 bytes). {_ACCEPTED}. Copy or download it again, or leave it out."
+            f"{name} is empty (0 bytes). {_ACCEPTED}. Copy or download it again, or leave it out.",
+            "empty",
         )
     image = _identified(file, name, start, max_pixels)
     return _decoded(image, name, max_pixels)
@@ -147,11 +152,7 @@ def _identified(file: BinaryIO, name: str, start: bytes, max_pixels: int) -> Ima
     errors, ``max_pixels`` could never be larger than the global. Our own check follows at once.
     """
     problem: Exception | None = None
-    for known in _FORMATS:
-        factory, accept = Image.OPEN[known]
-        accepted = accept is None or accept(start[:16])
-        if accepted is not True:  # a text says that this Pillow was built without the format
-            continue
+    for factory in _accepting(start):
         file.seek(0)
         try:
             return factory(file, "")
@@ -163,16 +164,36 @@ def _identified(file: BinaryIO, name: str, start: bytes, max_pixels: int) -> Ima
     if problem is not None:
         raise PhotoError(
             f"{name} is damaged: {_reason(problem)}. A photo must be complete from its first byte "
-            "to its last. Copy or download it again, or leave it out."
+            "to its last. Copy or download it again, or leave it out.",
+            "damaged",
         ) from problem
     if looks == "HEIC":
         raise PhotoError(
-            f"{name} is a HEIC photo, which Pillow cannot open by itself. {_ACCEPTED}. Convert it "
-            "to JPEG; with the package pillow-heif Pillow can do that."
+            f"{name} is a HEIC photo, which Pillow cannot open without the package pillow-heif. "
+            f'{_ACCEPTED}. Install it with: pip install "regard[heic]"; or convert it to JPEG.',
+            "HEIC without pillow-heif",
         )
     raise PhotoError(
-        f"{name} is {looks}, not a photo. {_ACCEPTED}. Convert it to one of these, or leave it out."
+        f"{name} is {looks}, not a photo. {_ACCEPTED}. Convert it to one of these, or leave it "
+        "out.",
+        "not a photo",
     )
+
+
+def _accepting(start: bytes) -> Iterator[Callable[..., ImageFile.ImageFile]]:
+    """What can open a file that begins so; for HEIC the package pillow-heif, where it is there."""
+    for known in _FORMATS:
+        factory, accept = Image.OPEN[known]
+        accepted = accept is None or accept(start[:16])
+        if accepted is True:  # a text says that this Pillow was built without the format
+            yield factory
+    if start[4:8] == b"ftyp" and start[8:12] in _HEIC_BRANDS:
+        try:
+            import pillow_heif
+        except ImportError:
+            return
+        pillow_heif.register_heif_opener()
+        yield Image.OPEN["HEIF"][0]
 
 
 def _decoded(image: Image.Image, name: str, max_pixels: int, *, keep: bool = False) -> Image.Image:
@@ -182,7 +203,8 @@ def _decoded(image: Image.Image, name: str, max_pixels: int, *, keep: bool = Fal
         raise _too_large(name, f"{width} x {height} pixels", max_pixels)
     if not width * height:
         raise PhotoError(
-            f"{name} has {width} x {height} pixels. A photo has at least one. Leave it out."
+            f"{name} has {width} x {height} pixels. A photo has at least one. Leave it out.",
+            "damaged",
         )
     try:
         image.load()
@@ -199,7 +221,8 @@ def _decoded(image: Image.Image, name: str, max_pixels: int, *, keep: bool = Fal
         raise PhotoError(
             f"{name} ({image.format or 'image'}, {width} x {height} pixels) cannot be decoded: "
             f"{_reason(error)}. A photo must be complete from its first byte to its last. "
-            "Copy or download it again, or leave it out."
+            "Copy or download it again, or leave it out.",
+            "damaged",
         ) from error
 
 
@@ -207,7 +230,8 @@ def _too_large(name: str, size: str, max_pixels: int) -> PhotoError:
     return PhotoError(
         f"{name} has {size}. At most {max_pixels:,} pixels are decoded, because a small file can "
         "hold a picture that fills the memory. Make it smaller, or raise max_pixels for photos "
-        "that you trust."
+        "that you trust.",
+        "too large",
     )
 
 

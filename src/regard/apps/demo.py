@@ -11,7 +11,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from regard.apps.photos import draw_gaze, record
+from regard.apps.photos import draw_gaze
+from regard.apps.records import record
 from regard.captioner import Captioner, PhotoCaption
 from regard.checkpoint import read_model
 from regard.config import make_config

@@ -1,141 +1,323 @@
-"""Captions of some photos: a line each, records in a file, pictures of the gaze."""
+"""Captions of photos, of any number: records that outlive a kill, sidecars, pictures, a gallery.
+
+Photos are named one at a time, captioned in batches that are read ahead, and recorded some at a
+time. What is recorded is done: the next run with the same records goes on after it. What was not
+recorded yet when a run was stopped is captioned again, and nothing else.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from regard.apps.gallery import write_gallery
+from regard.apps.hashes import hash_of
+from regard.apps.journal import Journal, Known, cannot_write, read_journal
+from regard.apps.names import Named, Photos
+from regard.apps.records import done_state, full_record, path_of, picture_key, state_of
+from regard.apps.sidecars import Sidecar
+from regard.apps.tables import check_ending, journal_of, write_table
 from regard.captioner import AnyCaptioner, PhotoCaption
 from regard.describe import Decoding
-from regard.errors import ModelError, PhotoError, RegardError
+from regard.errors import ConfigError, ModelError, PhotoError
 from regard.images import open_photo
 from regard.models.clip import Clip
 from regard.plots import gaze_figure
 from regard.rerank import rerank
 
+_AT_ONCE = 64
+"""Records that are written together at most: a photo's waits for so many others."""
+_SECONDS = 5.0
+"""Records wait no longer than this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What is left of a run.
+
+    Raises:
+        ConfigError: the file has an ending that no table has; or something needs records, and
+            there is no file for them.
+        MissingExtraError: it is Parquet, and pyarrow is not installed.
+    """
+
+    out: Path | None = None
+    """File of the records: JSON lines, CSV or Parquet."""
+    sidecars: tuple[Sidecar, ...] = ()
+    """What is written beside each photo."""
+    overwrite: bool = False
+    """Whether sidecars that a person wrote or changed are replaced."""
+    alt: bool = False
+    """Whether captions become alternative texts."""
+    gallery: Path | None = None
+    """Folder of a page of all photos that have a record."""
+    gaze: Path | None = None
+    """Folder of a picture of each photo's gaze."""
+
+    def __post_init__(self) -> None:
+        if self.out is not None:
+            check_ending(self.out)
+        elif self.sidecars or self.gallery is not None:
+            raise ConfigError(
+                "There is no file for the records, by which a later run knows what was captioned "
+                "and what a person wrote. Give one with --out, such as --out captions.jsonl"
+            )
+
+
+@dataclass
+class Tally:
+    """What became of the photos."""
+
+    captioned: int = 0
+    known: int = 0
+    """Captioned by an earlier run, and unchanged since."""
+    failed: Counter[str] = field(default_factory=Counter)
+    """By their reason."""
+    left: int = 0
+    """Sidecars that were left as a person wrote them."""
+
+    @property
+    def seen(self) -> int:
+        """All photos."""
+        return self.captioned + self.known + self.failed.total()
+
+
+class Listener(Protocol):
+    """Who is told what happens."""
+
+    def begin(self, total: int | None) -> None:
+        """The run begins; ``total`` photos where that is known."""
+
+    def captioned(self, path: str, found: PhotoCaption, alt: str | None) -> None:
+        """A photo has a caption, and perhaps an alternative text."""
+
+    def would(self, path: str) -> None:
+        """A photo would be captioned."""
+
+    def failed(self, path: str, error: PhotoError) -> None:
+        """A photo has none."""
+
+    def left(self, file: Path, why: str) -> None:
+        """A sidecar is left as it is."""
+
+    def going(self, tally: Tally) -> None:
+        """So far; called after every photo."""
+
+    def end(self, tally: Tally) -> None:
+        """The run ends, or was stopped."""
+
 
 def caption_photos(
     captioner: AnyCaptioner,
-    photos: Sequence[Path],
+    photos: Photos,
     decoding: Decoding,
+    outputs: Outputs,
+    listener: Listener,
     *,
-    out: Path | None,
-    gaze: Path | None,
     clip: Clip | None = None,
-    say: Callable[[str], None],
-    warn: Callable[[str], None],
-) -> int:
-    """Caption photos one by one; one that cannot be opened is reported under its name.
+    dry_run: bool = False,
+    clock: Callable[[], float] = time.monotonic,
+) -> Tally:
+    """Caption photos; what cannot be one is recorded with the reason, and stops nothing.
 
     Args:
         captioner: a loaded one.
-        photos: their paths.
+        photos: which.
         decoding: how captions are chosen.
-        out: file for a JSON line a photo, written beside its place, then renamed.
-        gaze: folder for a picture of each photo's gaze.
+        outputs: what is left of it.
+        listener: is told what happens.
         clip: what orders the candidates of a photo instead of their score.
-        say: told each caption.
-        warn: told each photo that could not be opened.
+        dry_run: nothing is captioned or written; the tally says how many would be captioned, and
+            how many are known to be no photo without being opened.
+        clock: seconds.
 
     Returns:
-        How many could not be opened.
+        What became of them.
 
     Raises:
+        ConfigError: there is no photo; or ``outputs.out`` holds something else than records, or
+            is being written by another process.
         ModelError: pictures of the gaze are asked of a captioner that has none.
-        RegardError: a file or folder cannot be written.
+        RegardError: something cannot be written. What was recorded is kept.
     """
-    if gaze is not None and captioner.no_gaze is not None:
+    if outputs.gaze is not None and captioner.no_gaze is not None:
         raise ModelError(captioner.no_gaze)
-    records: list[dict[str, Any]] = []
-    failed = 0
-    try:
-        if gaze is not None:
-            gaze.mkdir(parents=True, exist_ok=True)
-        pictures = _picture_names(photos)
-        for path, found in zip(photos, captioner.captions(photos, decoding), strict=True):
-            if clip is not None and isinstance(found, PhotoCaption):
-                best, *others = rerank(clip, [path], [(found.best, *found.others)])[0]
-                found = replace(found, best=best, others=tuple(others))
-            records.append(record(path, found, count=decoding.count))
-            if isinstance(found, PhotoError):
-                failed += 1
-                warn(str(found))
+    total = sum(1 for _ in photos) if photos.countable else None
+    if total == 0:
+        raise ConfigError(
+            f"There is no photo in {', '.join([*photos.given, *map(str, photos.lists)])}. Give "
+            "photos, folders with photos in them, or lists of photos."
+        )
+    tally = Tally()
+    with ExitStack() as stack:
+        journal = None
+        if outputs.out is not None and not (dry_run and not journal_of(outputs.out).exists()):
+            journal = Journal(journal_of(outputs.out), read_only=dry_run)
+            stack.callback(journal.close)
+        run = _Run(captioner, decoding, outputs, listener, clip, journal, tally, dry_run, clock)
+        listener.begin(total)
+        try:
+            if dry_run:
+                for photo in run.to_do(photos):
+                    tally.captioned += 1
+                    listener.would(photo.path)
+            else:
+                run.caption(photos, total)
+        finally:
+            listener.end(tally)
+    if outputs.out is not None and not dry_run:
+        if outputs.out != journal_of(outputs.out):
+            write_table(journal_of(outputs.out), outputs.out)
+        if outputs.gallery is not None:
+            write_gallery(outputs.gallery, read_journal(journal_of(outputs.out)))
+    return tally
+
+
+class _Run:
+    """One run's photos on their way: named, waiting for a caption, waiting to be recorded."""
+
+    def __init__(
+        self,
+        captioner: AnyCaptioner,
+        decoding: Decoding,
+        outputs: Outputs,
+        listener: Listener,
+        clip: Clip | None,
+        journal: Journal | None,
+        tally: Tally,
+        dry_run: bool,
+        clock: Callable[[], float],
+    ) -> None:
+        self._captioner, self._decoding, self._outputs = captioner, decoding, outputs
+        self._listener, self._clip, self._journal = listener, clip, journal
+        self._tally, self._dry_run, self._clock = tally, dry_run, clock
+        settings = {**asdict(decoding), "alt": outputs.alt, "clip": clip and clip.weights_hash}
+        self._by = f"{captioner.identity[:16]}-{hash_of(json.dumps(settings)):016x}"
+        self._waiting: deque[Named] = deque()
+        self._ready: list[tuple[dict[str, Any], Known | None]] = []
+        self._recorded = clock()
+        self._pictures: set[str] = set()
+
+    def caption(self, photos: Photos, total: int | None) -> None:
+        """Caption and record all of them."""
+        paths = (Path(photo.path) for photo in self._queued(photos))
+        expected = 1 if photos.single else total
+        try:
+            for found in self._captioner.captions(paths, self._decoding, expected=expected):
+                self._found(self._waiting.popleft(), found)
+        finally:  # what was captioned is kept, whatever stopped the rest
+            self._record()
+
+    def to_do(self, photos: Photos) -> Iterator[Named]:
+        """Those that a captioner has to see; the others are settled on the way."""
+        for photo in photos:
+            if photo.problem is not None:
+                self._found(photo, photo.problem)
                 continue
-            say(f"{path}: {found.text}")
-            if decoding.count > 1:
-                for other in (found.best, *found.others)[: decoding.count]:
-                    say(f"  {other.score:8.3f}  {other.text}")
-            if gaze is not None:
-                draw_gaze(path, found, gaze / pictures[path])
-        if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            beside = out.with_name(out.name + ".new")
-            lines = (json.dumps(r, ensure_ascii=False) for r in records)
-            beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-            beside.replace(out)
-    except OSError as error:
-        raise RegardError(
-            f"{error.filename or out or gaze} cannot be written: {error.strerror or error}. "
-            "Give a place that can be written to."
-        ) from error
-    return failed
+            known = None if self._journal is None else self._journal.find(photo.key)
+            done = done_state(photo.size, photo.modified, self._by)
+            if known is not None and known.state == done and photo.size >= 0:
+                self._known(known)
+                continue
+            yield photo
+
+    def _queued(self, photos: Photos) -> Iterator[Named]:
+        for photo in self.to_do(photos):
+            self._waiting.append(photo)
+            yield photo
+
+    def _known(self, known: Known) -> None:
+        """A photo that an earlier run captioned: its sidecars may be missing still."""
+        self._tally.known += 1
+        if self._outputs.sidecars and self._journal is not None and not self._dry_run:
+            self._put_beside(self._journal.read(known))
+        self._listener.going(self._tally)
+
+    def _found(self, photo: Named, found: PhotoCaption | PhotoError) -> None:
+        if self._clip is not None and isinstance(found, PhotoCaption):
+            try:
+                ordered = rerank(self._clip, [photo.path], [(found.best, *found.others)])[0]
+                found = replace(found, best=ordered[0], others=tuple(ordered[1:]))
+            except PhotoError as error:  # it vanished meanwhile
+                found = error
+        made = full_record(
+            photo, found, by=self._by, count=self._decoding.count, alt=self._outputs.alt,
+            gaze=self._outputs.gallery is not None,
+        )  # fmt: skip
+        if isinstance(found, PhotoError):
+            self._tally.failed[found.reason] += 1
+            self._listener.failed(photo.path, found)
+        else:
+            self._tally.captioned += 1
+            self._listener.captioned(photo.path, found, made.get("alt_text"))
+            if self._outputs.gaze is not None:
+                self._draw(photo.path, found, self._outputs.gaze)
+        if self._journal is not None and not self._dry_run:
+            known = self._journal.find(photo.key)
+            if known is None or known.state != state_of(made) or "error" not in made:
+                self._ready.append((made, known))
+        late = self._clock() - self._recorded > _SECONDS
+        if self._ready and (late or len(self._ready) >= _AT_ONCE):
+            self._record()
+        self._listener.going(self._tally)
+
+    def _record(self) -> None:
+        """Write what is ready: sidecars of old records off, records on, sidecars of them on."""
+        if self._journal is None or not self._ready:
+            return
+        ready, self._ready = self._ready, []
+        for _, known in ready:
+            if known is not None and self._outputs.sidecars:
+                old = self._journal.read(known)
+                if "error" not in old:
+                    self._beside(Sidecar.withdraw, old)
+        self._journal.add([made for made, _ in ready])
+        for made, _ in ready:
+            if "error" not in made:
+                self._put_beside(made)
+        self._recorded = self._clock()
+
+    def _put_beside(self, made: dict[str, Any]) -> None:
+        def put(sidecar: Sidecar, made: dict[str, Any]) -> None:
+            if (why := sidecar.put(made, overwrite=self._outputs.overwrite)) is not None:
+                self._tally.left += 1
+                self._listener.left(sidecar.file(path_of(made)), why)
+
+        self._beside(put, made)
+
+    def _beside(self, do: Callable[[Sidecar, dict[str, Any]], None], made: dict[str, Any]) -> None:
+        for sidecar in self._outputs.sidecars:
+            try:
+                do(sidecar, made)
+            except OSError as error:
+                raise cannot_write(sidecar.file(path_of(made)), error) from error
+
+    def _draw(self, path: str, found: PhotoCaption, folder: Path) -> None:
+        """Draw where each word looked, over the upright photo.
+
+        Photos of one name in several folders get pictures of different names.
+        """
+        name = Path(path).name
+        if name in self._pictures:
+            name = f"{name}-{picture_key(path, 0, 0)}"
+        self._pictures.add(name)
+        file = folder / f"{name}.gaze.png"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with suppress(PhotoError):  # it vanished meanwhile
+                draw_gaze(path, found, file)
+        except OSError as error:
+            raise cannot_write(file, error) from error
 
 
-def record(path: Path, found: PhotoCaption | PhotoError, *, count: int = 1) -> dict[str, Any]:
-    """The record of a photo: ``path`` and ``caption`` with its words, or ``path`` and ``error``.
-
-    Where several captions were asked for they follow with their scores, so many at most; where
-    candidates were ordered by a CLIP, all of them with both scores.
-    """
-    if isinstance(found, PhotoError):
-        return {"path": str(path), "error": str(found)}
-    made: dict[str, Any] = {
-        "path": str(path),
-        "caption": found.text,
-        "words": [
-            {"word": word, "log_probability": round(p, 6)}
-            for word, p in zip(found.words, found.log_probabilities, strict=True)
-        ],
-    }
-    if found.best.similarity is None:
-        if count > 1:
-            made["candidates"] = [
-                {"caption": c.text, "score": round(c.score, 6)}
-                for c in (found.best, *found.others)[:count]
-            ]
-    else:
-        made["candidates"] = [
-            {
-                "caption": c.text,
-                "score": round(c.score, 6),
-                "similarity": round(c.similarity or 0.0, 6),
-            }
-            for c in (found.best, *found.others)
-        ]
-    return made
-
-
-def draw_gaze(path: Path, found: PhotoCaption, file: Path) -> None:
+def draw_gaze(path: str | Path, found: PhotoCaption, file: Path) -> None:
     """Draw where each word looked, over the upright photo."""
     gaze_figure(
         open_photo(path), found.words, found.maps, found.placement, file, caption=found.text
     )
-
-
-def _picture_names(photos: Sequence[Path]) -> dict[Path, str]:
-    """A picture's name for each photo; photos of one name in several folders get different ones."""
-    names: dict[Path, str] = {}
-    taken: set[str] = set()
-    for path in photos:
-        if path in names:
-            continue
-        stem, number = path.name, 1
-        while f"{stem}.gaze.png" in taken:
-            number += 1
-            stem = f"{path.name}-{number}"
-        names[path] = f"{stem}.gaze.png"
-        taken.add(names[path])
-    return names

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import re
 import shutil
@@ -15,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from regard.apps.scripts import gaze_script, with_policy
 from regard.errors import ConfigError, MissingExtraError, RegardError
 
 LONG_SIDE = 480
@@ -104,11 +104,7 @@ def _rendered(content: Mapping[str, Any]) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    page = environment.from_string(template).render(content)
-    # The browser runs the page's own script and nothing else: the policy knows it by its hash.
-    script = page.split("<script>", 1)[1].split("</script>", 1)[0]
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    return page.replace("SCRIPT-HASH", f"'sha256-{digest}'", 1)
+    return with_policy(environment.from_string(template).render(content, gaze_script=gaze_script()))
 
 
 def _old_page(out: Path) -> str:
