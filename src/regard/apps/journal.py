@@ -58,10 +58,14 @@ class Journal:
         except OSError as error:
             raise cannot_write(file, error) from error
         self._stream = file.open("rb")
-        self._read()
-        if self._superseded and not read_only:
-            self._tidy()
+        try:
             self._read()
+            if self._superseded and not read_only:
+                self._tidy()
+                self._read()
+        except RegardError:
+            self._let_go()
+            raise
 
     def find(self, key: int) -> Known | None:
         """What it said of a photo when it was opened, by :func:`regard.apps.names.path_key`."""
@@ -112,8 +116,11 @@ class Journal:
             if self._superseded and not self._read_only:
                 self._tidy()
         finally:
-            self._stream.close()
-            os.close(self._descriptor)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._stream.close()
+        os.close(self._descriptor)
 
     def _read(self) -> None:
         """Learn what is there; cut off a last line that is not whole."""

@@ -167,7 +167,7 @@ class Json:
 
     def _tell(self, event: str, **values: Any) -> None:
         line = json.dumps({"event": event, **values}, ensure_ascii=False)
-        typer.echo(line.encode("utf-8", "replace"), file=self._stream)
+        typer.echo(line.encode("utf-8", "replace").decode(), file=self._stream)
 
 
 def summary(tally: Tally) -> str:
