@@ -38,10 +38,13 @@ def test_photos_are_captioned_and_their_gaze_is_drawn(place):
     done = tiny.regard(
         "caption", *photos, "--model", "run", "--gaze", "gaze", "--out", "out.jsonl", cwd=place
     )
+    assert done.stdout == ""  # they are in the file
+    assert done.stderr == "4 captioned\n"
+    printed = tiny.regard("caption", *photos, "--model", "run", cwd=place).stdout.splitlines()
     found = records(place / "out.jsonl")
     assert [r["path"] for r in found] == photos
-    for r in found:
-        assert r["caption"] in done.stdout
+    for r, line in zip(found, printed, strict=True):
+        assert line == f"{r['path']}: {r['caption']}"
         assert " ".join(w["word"] for w in r["words"]) == r["caption"]
         assert all(w["log_probability"] <= 0 for w in r["words"])
         assert not {"<UNK>", "<PAD>", "<START>", "<END>"} & {w["word"] for w in r["words"]}
@@ -75,6 +78,39 @@ def test_one_bad_photo_does_not_stop_the_others(place):
     ]  # fmt: skip
     assert "bad.jpg" in found[1]["error"]
     assert "none.jpg" in done.stderr
+
+
+def test_a_folder_is_captioned_searched_and_shown(place):
+    for name in ("00.png", "01.png"):
+        (place / "album" / "below").mkdir(parents=True, exist_ok=True)
+        (place / "album" / "below" / name).write_bytes((place / "tiny/photos" / name).read_bytes())
+    (place / "album" / "bad.jpg").write_text("no photo")
+    options = ["--model", "run", "--out", "album.csv", "--txt", "--xmp", "--alt-text"]
+    asked = tiny.regard("caption", "album", *options, "--dry-run", cwd=place)
+    assert len(asked.stdout.splitlines()) == 3
+    assert not (place / "album.csv").exists()
+    done = tiny.regard("caption", "album", *options, "--gallery", "page", cwd=place, code=1)
+    assert "album/bad.jpg is text, not a photo" in done.stderr
+    assert done.stderr.endswith("2 captioned, 1 failed (1 not a photo)\n")
+    texts = sorted((place / "album" / "below").glob("*.txt"))
+    assert [text.name for text in texts] == ["00.png.txt", "01.png.txt"]
+    for text in texts:
+        assert text.read_text()[0].isupper()
+        assert text.read_text().endswith(".\n")
+    assert len(list((place / "album" / "below").glob("*.xmp"))) == 2
+    assert len(list((place / "page" / "thumbnails").glob("*/*.jpg"))) == 2
+    word = texts[0].read_text().split()[-1].rstrip(".")
+    found = tiny.regard("find", word, "album.csv", "--gallery", "found", cwd=place)
+    assert f"album/below/00.png: {texts[0].read_text()}" in found.stdout
+    assert (place / "found" / "index.html").is_file()
+    assert "No caption in album.csv" in tiny.regard(
+        "find", "zebra", "album.csv", cwd=place, code=1
+    ).stderr  # fmt: skip
+    (place / "list").write_text("album/below/00.png\nalbum/below/01.png\n")
+    again = tiny.regard(
+        "caption", "--from", "list", *options, "--log", "json", cwd=place
+    ).stderr.splitlines()  # fmt: skip
+    assert json.loads(again[-1])["done_before"] == 2
 
 
 def test_python_says_what_the_command_line_says(place):
@@ -142,11 +178,12 @@ def test_models_caption_together(place):
     """Twice the same is the one, in captions and in scores."""
     for name, models in (("one", ["run"]), ("two", ["run", "run/model"])):
         options = [o for m in models for o in ("--model", m)]
-        tiny.regard("caption", "tiny/photos/03.png", *options, "--out", name, cwd=place)
+        tiny.regard("caption", "tiny/photos/03.png", *options, "--out", f"{name}.jsonl", cwd=place)
         tiny.regard(
             "evaluate", "tiny", *options, "--no-meteor", "--json", f"{name}.json", cwd=place
         )
-    assert records(place / "one") == records(place / "two")
+    said = [records(place / f"{name}.jsonl")[0] for name in ("one", "two")]
+    assert said[0]["words"] == said[1]["words"]
     one, two = (json.loads((place / f"{name}.json").read_text()) for name in ("one", "two"))
     assert one["scores"] == two["scores"]
     assert [other["model"] for other in two["settings"]["together_with"]] == [
@@ -314,6 +351,10 @@ def test_words_start_from_vectors(place):
             "There is no model at ./none",
         ),
         (["caption", "tiny/photos/00.png", "--model", "run", "--device", "gpu"], "no device 'gpu'"),
+        (["caption", "a.png", "--model", "run", "--out", "a.xls"], "a.xls ends in .xls"),
+        (["caption", "a.png", "--model", "run", "--txt"], "There is no file for the records"),
+        (["caption", "--model", "run"], "Give photos, folders"),
+        (["find", "dog", "none.jsonl"], "Caption photos first"),
         (["evaluate", "tiny", "--split", "val"], "Give either --model or --captions"),
         (["evaluate", "tiny", "--model", "run", "--split", "vall"], "There is no split 'vall'"),
         (["evaluate", "tiny", "--captions", "none.json"], "none.json cannot be read"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -324,20 +323,6 @@ def test_charts_take_the_colours_of_the_page(tmp_path):
 
 
 # In a browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), "")
-    if not program:
-        pytest.skip("there is no Chromium here")
-    quiet = "--disable-gpu --no-first-run --disable-background-networking --disable-sync "
-    quiet += "--disable-component-update" + (" --no-sandbox" if os.geteuid() == 0 else "")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=program, args=quiet.split())
-        yield opened
-        opened.close()
 
 
 @pytest.fixture
