@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -86,6 +86,15 @@ class PhotoCaption:
         return overlay_map(self.maps[word], self.size, self.placement)
 
 
+class Prepared(NamedTuple):
+    """A photo that waits for its batch."""
+
+    value: Any
+    """What its captioner makes of it."""
+    size: tuple[int, int]
+    """Width and height of the upright photo in pixels."""
+
+
 class AnyCaptioner(ABC):
     """Photos to captions, whatever makes them; photos that cannot be opened hold up no others."""
 
@@ -142,24 +151,37 @@ class AnyCaptioner(ABC):
     ) -> list[PhotoCaption | PhotoError]:
         """Caption photos, or say why one cannot be opened, in their order."""
         results: list[PhotoCaption | PhotoError | None] = []
-        prepared: list[Any] = []
-        sizes: list[tuple[int, int]] = []
+        prepared: list[Prepared] = []
         for photo in photos:
             try:
-                opened = open_photo(photo)
+                prepared.append(self.prepare(open_photo(photo)))
             except PhotoError as error:
                 results.append(error)
                 continue
-            prepared.append(self._prepare(opened))
-            sizes.append(opened.size)
             results.append(None)
-        if not prepared:
-            return [r for r in results if r is not None]
-        made = (
-            PhotoCaption(found[0], tuple(found[1:]), size, self.placement(size))
-            for size, found in zip(sizes, describer(prepared, decoding), strict=True)
-        )
+        made = iter(self._caption(prepared, decoding, describer))
         return [next(made) if r is None else r for r in results]
+
+    def prepare(self, photo: Image.Image) -> Prepared:
+        """An upright RGB photo as it waits for its batch, which may be in another thread."""
+        return Prepared(self._prepare(photo), photo.size)
+
+    def caption_prepared(
+        self, photos: Sequence[Prepared], decoding: Decoding
+    ) -> list[PhotoCaption]:
+        """Caption photos from :meth:`prepare` as one batch, with all threads of torch."""
+        return self._caption(photos, decoding, self._describer(1, len(photos)))
+
+    def _caption(
+        self, photos: Sequence[Prepared], decoding: Decoding, describer: Describer
+    ) -> list[PhotoCaption]:
+        if not photos:
+            return []
+        found = describer([photo.value for photo in photos], decoding)
+        return [
+            PhotoCaption(best, tuple(others), photo.size, self.placement(photo.size))
+            for photo, (best, *others) in zip(photos, found, strict=True)
+        ]
 
     @property
     def no_gaze(self) -> str | None:

@@ -508,6 +508,59 @@ def caption(
 
 
 @app.command()
+def serve(
+    model: Annotated[
+        list[str],
+        typer.Option(
+            "--model",
+            metavar="[NAME=]MODEL",
+            help="A run, a model folder, or a hub id; may be repeated, to choose from on the page.",
+            show_default=False,
+        ),
+    ],
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen at; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="0 takes one that is free.")
+    ] = 8000,
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--name", help="Name that browsers know the server by; may be repeated."),
+    ] = None,
+    megabytes: Annotated[
+        float, typer.Option("--megabytes", min=0.001, help="Of a photo's file, at most.")
+    ] = 20.0,
+    megapixels: Annotated[
+        float, typer.Option("--megapixels", min=0.001, help="Of a photo, at most.")
+    ] = 50.0,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.1, help="For an upload, and for a caption.")
+    ] = 30.0,
+    queue: Annotated[
+        int, typer.Option("--queue", min=1, help="Photos that wait for a model, at most.")
+    ] = 64,
+    per_client: Annotated[
+        int, typer.Option("--per-client", min=1, help="Requests of one address at a time.")
+    ] = 16,
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, help="Photos that are captioned together, at most.")
+    ] = 16,
+    revision: Revision = None,
+    encoder: EncoderPlace = None,
+    device: Device = "auto",
+) -> None:
+    """Serve a web page that captions photos, and the HTTP API that it uses, until interrupted."""
+    from regard.apps.serve import start
+
+    start(
+        model, host=host, port=port, names=name or (), megabytes=megabytes, megapixels=megapixels,
+        seconds=seconds, queue=queue, per_client=per_client, batch=batch, revision=revision,
+        encoder=encoder, device=device, say=typer.echo,
+    )  # fmt: skip
+
+
+@app.command()
 def find(
     query: Annotated[str, typer.Argument(metavar="QUERY", help='Words, such as "dog on a beach".')],
     captions: Annotated[

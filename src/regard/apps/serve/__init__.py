@@ -1,0 +1,80 @@
+"""`regard serve`: a web page, and the HTTP API that it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from regard.errors import ConfigError, MissingExtraError
+
+
+def start(
+    models: Sequence[str],
+    *,
+    host: str,
+    port: int,
+    names: Sequence[str],
+    revision: str | None,
+    encoder: str | None,
+    device: str,
+    say: Callable[[str], None],
+    **limits: float,
+) -> None:
+    """Load captioners and serve them until interrupted.
+
+    Args:
+        models: each a source of :func:`regard.captioner.load`, perhaps after ``NAME=``.
+        host: address to listen at.
+        port: 0 is a free one.
+        names: that browsers know the server by, beside those of this machine itself; where other
+            machines are let in and none is given, any name.
+        revision: of models of the hub.
+        encoder: where the encoders' weights are.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        say: is told the address.
+        limits: those of :class:`regard.apps.serve.application.Limits`.
+
+    Raises:
+        ConfigError: two models have one name, or the address cannot be had.
+        MissingExtraError: the extra ``web`` is not installed.
+        ModelError: a model cannot be loaded.
+    """
+    try:
+        from regard.apps.serve.application import Limits, build_application, serve
+    except ImportError as error:
+        if (error.name or "").startswith("regard"):
+            raise
+        raise MissingExtraError("the web page and the API", "web") from error
+    from regard.captioner import load
+
+    sources: dict[str, str] = {}
+    for given in models:
+        name, source = _named(given)
+        if name in sources:
+            raise ConfigError(
+                f"Two models are called {name!r}. Name them: --model first={sources[name]} "
+                f"--model second={source}"
+            )
+        sources[name] = source
+    captioners = {
+        name: load(source, revision=revision, encoder=encoder, device=device)
+        for name, source in sources.items()
+    }
+    own = ("localhost", "127.0.0.1", "[::1]")
+    open_to_all = host not in ("127.0.0.1", "::1", "localhost") and not names
+    app = build_application(
+        captioners,
+        Limits(**limits),  # type: ignore[arg-type]
+        hosts=("*",) if open_to_all else (*own, *names),
+    )
+    serve(app, host=host, port=port, on_start=lambda url: say(f"regard is at {url}"))
+
+
+def _named(given: str) -> tuple[str, str]:
+    """``NAME=MODEL``, or a model and the last part of what it is called."""
+    name, equals, source = given.partition("=")
+    if equals and name and "/" not in name:
+        return name, source
+    parts = [part for part in given.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    if len(parts) > 1 and parts[-1] == "model":
+        parts.pop()
+    return (parts or [given])[-1], given
