@@ -134,3 +134,11 @@ def test_an_unknown_preset_and_unreadable_files(tmp_path):
     bad.write_text("- 1")
     with pytest.raises(ConfigError, match="holds list, not settings by name"):
         make_config(file=bad)
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[1] / "configs").glob("*.yaml")))
+def test_the_configurations_of_the_results_are_good(file):
+    made = make_config(
+        file=file, overrides={"captioner.init": "run"} if "scst" in file.name else {}
+    )
+    assert made.train.views == 6
