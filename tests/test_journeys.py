@@ -183,7 +183,9 @@ def test_models_caption_together(place):
             "evaluate", "tiny", *options, "--no-meteor", "--json", f"{name}.json", cwd=place
         )
     said = [records(place / f"{name}.jsonl")[0] for name in ("one", "two")]
-    assert said[0]["words"] == said[1]["words"]
+    for words in zip(*(one["words"] for one in said), strict=True):
+        assert words[0]["word"] == words[1]["word"]
+        assert words[0]["log_probability"] == pytest.approx(words[1]["log_probability"], abs=0.02)
     one, two = (json.loads((place / f"{name}.json").read_text()) for name in ("one", "two"))
     assert one["scores"] == two["scores"]
     assert [other["model"] for other in two["settings"]["together_with"]] == [

@@ -296,13 +296,13 @@ def test_a_closed_batcher_takes_nothing():
 # --- against its document -----------------------------------------------------------------------
 
 
-def test_it_keeps_to_its_document(address):
+def test_it_keeps_to_its_document(address, tmp_path):
     """Hundreds of requests, made from the OpenAPI document, good and bad."""
     pytest.importorskip("schemathesis", reason="schemathesis is not installed")
     done = subprocess.run(
         ["schemathesis", "run", f"{address}/openapi.json", "--max-examples", "25", "--seed", "1",
          "--checks", "all", "--exclude-checks", "positive_data_acceptance", "--no-color"],
-        capture_output=True, text=True, check=False, timeout=120,
+        capture_output=True, text=True, check=False, timeout=120, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:]
     assert re.search(r"\d{2,} generated", done.stdout), done.stdout
