@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+# Two processes of tests share the machine, and tensors here are tiny: threads would only wait.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image, ImageDraw
+
+from regard.cli import main
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (40, 70, 220)}
 
@@ -56,6 +61,30 @@ def regard(
     if code is not None:
         assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def inside(
+    *arguments: object, cwd: Path, code: int = 0, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """As :func:`regard`, but in this process, which has read torch already: it saves seconds.
+
+    For what a command does once it runs. An exception that is not meant for people is raised here.
+    """
+    said, out, err = command(*arguments), io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", said)
+        for name, value in environment(cwd, **variables).items():
+            patch.setenv(name, value)
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            pytest.raises(SystemExit) as end,
+        ):
+            main()
+    done = subprocess.CompletedProcess(said, end.value.code, out.getvalue(), err.getvalue())
+    assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 
 
