@@ -1,7 +1,8 @@
 """The command line: parse, call one function, exit code.
 
 Exit codes: 0 all done, 1 some items failed, 2 bad usage, configuration or data. Heavy libraries
-are imported inside each command, so that help is quick.
+are imported inside each command, torch once its settings and data are read: help and complaints
+come at once.
 """
 
 from __future__ import annotations
@@ -232,9 +233,7 @@ def features(
     allow_missing: AllowMissing = False,
 ) -> None:
     """Run the frozen encoder over the photos of a data set, once; what is there is kept."""
-    from regard.build import build_encoder
     from regard.config import make_config
-    from regard.data.features import build_features, cache_dir
 
     dataset = _read(data, format, images, allow_missing)
     config = make_config(
@@ -247,6 +246,9 @@ def features(
             "encoder.precision": precision,
         }
     )
+    from regard.build import build_encoder
+    from regard.data.features import build_features, cache_dir
+
     seer = build_encoder(config.encoder)
     with _bar("photos") as advance:
         build_features(
@@ -344,7 +346,6 @@ def train(
 ) -> None:
     """Train a captioner; the best epoch's model is left in OUT/model."""
     from regard.config import make_config
-    from regard.training.run import Machine, train
 
     overrides: dict[str, Any] = {}
     own = {
@@ -374,6 +375,9 @@ def train(
         overrides["encoder.fine_tune_stages"] = fine_tune
     made = make_config(preset=preset, file=config, settings=settings or (), overrides=overrides)
     dataset = _read(data, format, images, allow_missing, split_seed)
+
+    from regard.training.run import Machine, train
+
     with _training_bar() as listener:
         outcome = train(
             dataset, made, out, resume=resume,
@@ -764,13 +768,14 @@ def gaze_check(
     split_seed: SplitSeed = 0,
 ) -> None:
     """Measure whether a captioner looks at what it names, against boxes of the named things."""
+    dataset = _read(data, format, images, allow_missing, split_seed)
+
     from rich.console import Console
 
     from regard.checkpoint import read_model
     from regard.describe import Decoding
     from regard.gaze_check import check_gaze, render
 
-    dataset = _read(data, format, images, allow_missing, split_seed)
     decoding = Decoding(beam=beam, max_length=max_length, length_penalty=length_penalty)
     loaded = read_model(model, encoder=encoder)
     with _bar("photos") as seen, _bar("captions") as judged:
@@ -846,10 +851,11 @@ def report(
     split_seed: SplitSeed = 0,
 ) -> None:
     """Write one page on how a training went and what the model looks at; or on several runs."""
+    dataset = _read(data, format, images, allow_missing, split_seed)
+
     from regard.apps.report import make_report
     from regard.describe import Decoding
 
-    dataset = _read(data, format, images, allow_missing, split_seed)
     decoding = Decoding(beam=beam, max_length=max_length, length_penalty=length_penalty)
     page = make_report(
         runs, dataset, out, split=split, photos=photos, decoding=decoding, encoder=encoder,
