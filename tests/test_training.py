@@ -88,7 +88,7 @@ def test_a_run_leaves_its_logs_its_model_and_its_settings(finished):
 
 def test_the_averaged_weights_are_the_ones_that_are_written(data):
     out = data.parent / "averaged"
-    tiny.regard(
+    tiny.inside(
         "train", data, "--out", out, *TRAIN, "--set", "train.epochs=1", cwd=data.parent
     )  # fmt: skip
     state = torch.load(out / "resume.pt", weights_only=True)
@@ -103,10 +103,9 @@ def test_the_same_command_gives_the_same_run(data, finished):
     same_run(finished, data.parent / "again")
 
 
-@pytest.mark.parametrize("after", [3, 8])
-def test_a_killed_run_goes_on_bit_for_bit(data, finished, after):
+def test_a_killed_run_goes_on_bit_for_bit(data, finished):
     """SIGKILL in the middle of an epoch, with lines logged beyond the saved state."""
-    out = data.parent / f"killed{after}"
+    out = data.parent / "killed"
     arguments = ["train", data, "--out", out, *TRAIN, "--set", "train.save_every=1"]
     victim = subprocess.Popen(
         tiny.command(*arguments), cwd=data.parent, env=tiny.environment(data.parent),
@@ -114,7 +113,7 @@ def test_a_killed_run_goes_on_bit_for_bit(data, finished, after):
     )  # fmt: skip
     steps = out / "log" / "steps.csv"
     deadline = time.monotonic() + 120
-    while not (steps.exists() and len(steps.read_text().splitlines()) > after):
+    while not (steps.exists() and len(steps.read_text().splitlines()) > 5):
         assert victim.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -144,13 +143,13 @@ def test_ctrl_c_ends_cleanly_and_loses_nothing(data, finished):
     assert run.returncode == 130, stderr
     assert "Go on with the same command and --resume" in stdout
     assert "Traceback" not in stderr
-    tiny.regard(*arguments, "--resume", cwd=data.parent)
+    tiny.inside(*arguments, "--resume", cwd=data.parent)
     same_run(finished, out)
 
 
 def test_a_finished_run_stays_as_it_is(data, finished):
     before = {f: f.stat().st_mtime_ns for f in (finished / "model").iterdir()}
-    tiny.regard("train", data, "--out", finished, *TRAIN, "--resume", cwd=data.parent)
+    tiny.inside("train", data, "--out", finished, *TRAIN, "--resume", cwd=data.parent)
     assert before == {f: f.stat().st_mtime_ns for f in (finished / "model").iterdir()}
 
 
@@ -168,7 +167,7 @@ def test_two_processes_learn_what_one_does(data, grouping):
         "--set", "train.batch_size=5",
     ]  # fmt: skip
     one, two = data.parent / f"one-{grouping}", data.parent / f"two-{grouping}"
-    tiny.regard(*arguments, "--out", one, cwd=data.parent)
+    tiny.inside(*arguments, "--out", one, cwd=data.parent)
     tiny.regard(*arguments, "--out", two, "--devices", 2, cwd=data.parent)
     first, second = (load_file(run / "model" / "model.safetensors") for run in (one, two))
     for name in first:
@@ -178,9 +177,9 @@ def test_two_processes_learn_what_one_does(data, grouping):
 
 
 def test_a_run_is_never_overwritten_or_mixed_up(data, finished):
-    again = tiny.regard("train", data, "--out", finished, *TRAIN, cwd=data.parent, code=2)
+    again = tiny.inside("train", data, "--out", finished, *TRAIN, cwd=data.parent, code=2)
     assert "holds a run already. Go on with it by adding --resume" in again.stderr
-    other = tiny.regard(
+    other = tiny.inside(
         "train", data, "--out", finished, *TRAIN, "--set", "seed=3", "--resume",
         cwd=data.parent, code=2,
     )  # fmt: skip
@@ -188,7 +187,7 @@ def test_a_run_is_never_overwritten_or_mixed_up(data, finished):
     foreign = data.parent / "foreign"
     foreign.mkdir()
     (foreign / "thesis.txt").write_text("precious")
-    kept = tiny.regard("train", data, "--out", foreign, *TRAIN, cwd=data.parent, code=2)
+    kept = tiny.inside("train", data, "--out", foreign, *TRAIN, cwd=data.parent, code=2)
     assert "exists and is no run" in kept.stderr
     assert [f.name for f in foreign.iterdir()] == ["thesis.txt"]
 
@@ -198,7 +197,7 @@ def test_a_damaged_state_is_named(data, finished):
     whole = state.read_bytes()
     state.write_bytes(whole[: len(whole) // 2])
     try:
-        said = tiny.regard(
+        said = tiny.inside(
             "train", data, "--out", finished, *TRAIN, "--resume", cwd=data.parent, code=2
         )
     finally:
@@ -207,7 +206,7 @@ def test_a_damaged_state_is_named(data, finished):
 
 
 def test_a_loss_that_is_not_finite_stops_with_an_explanation(data):
-    said = tiny.regard(
+    said = tiny.inside(
         "train", data, "--out", "nan", *TRAIN, "--set", "train.learning_rate=1e30",
         "--set", "train.clip=0", "--set", "train.schedule=constant",
         "--set", "train.warmup_steps=0",
