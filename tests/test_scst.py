@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ from regard.training.log import read_log
 from regard.training.reward import Reward
 from regard.training.run import Machine, train
 from regard.training.scst import SelfCritical, advantages
+from regard.training.validate import validate
 from test_checkpoint import resnet_file
 from test_training import same_run
 
@@ -116,12 +118,21 @@ def test_the_reward_rises(base, data, tmp_path):
     assert "captioner" not in before
 
 
-def test_a_captioner_that_only_gets_worse_is_kept_as_it_was(spoken, data, tmp_path):
-    config = settings(spoken, "train.epochs=1", "train.learning_rate=3.0")
+def test_a_captioner_that_only_gets_worse_is_kept_as_it_was(spoken, data, tmp_path, monkeypatch):
+    judged = iter([0.3, 0.2])  # as it was begun with, and after its epoch
+
+    def judge(*arguments: Any, **options: Any) -> dict[str, float]:
+        return validate(*arguments, **options) | {"CIDEr": next(judged)}
+
+    monkeypatch.setattr("regard.training.run.validate", judge)
+    config = settings(spoken, "train.epochs=1")
     outcome = train(data, config, tmp_path / "run", machine=HERE)
     [epoch] = read_log(tmp_path / "run" / "log" / "epochs.csv")
-    assert outcome.progress.best_epoch == -1
-    assert outcome.progress.best > epoch["CIDEr"]
+    assert (outcome.progress.best_epoch, outcome.progress.best) == (-1, 0.3)
+    assert epoch["CIDEr"] == 0.2
+    learnt = torch.load(tmp_path / "run" / "resume.pt", weights_only=True)["learner"]
+    kept = load_file(spoken / "model" / "model.safetensors")["decoder.output.weight"]
+    assert not torch.equal(learnt["decoder.output.weight"], kept)
     before, after = (
         load_file(run / "model" / "model.safetensors") for run in (spoken, tmp_path / "run")
     )
@@ -407,7 +418,7 @@ COMMAND = [
 def test_a_killed_run_goes_on_bit_for_bit(spoken, data, tmp_path):
     arguments = ["train", data.root, "--scst", "--init", spoken, *COMMAND]
     whole, out = tmp_path / "whole", tmp_path / "killed"
-    tiny.regard(*arguments, "--out", whole, cwd=tmp_path)
+    tiny.inside(*arguments, "--out", whole, cwd=tmp_path)
     arguments += ["--out", out, "--set", "train.save_every=1"]
     victim = subprocess.Popen(
         tiny.command(*arguments), cwd=tmp_path, env=tiny.environment(tmp_path),
@@ -438,7 +449,7 @@ def test_two_processes_learn_what_one_does(spoken, data, tmp_path):
         "--set", "train.precision=float32",
     ]  # fmt: skip
     one, two = tmp_path / "one", tmp_path / "two"
-    tiny.regard(*arguments, "--out", one, cwd=tmp_path)
+    tiny.inside(*arguments, "--out", one, cwd=tmp_path)
     tiny.regard(*arguments, "--out", two, "--devices", 2, cwd=tmp_path)
     first, second = (load_file(run / "model" / "model.safetensors") for run in (one, two))
     for name in first:
@@ -547,7 +558,7 @@ def test_what_is_no_captioner_to_begin_with_is_refused(spoken, data, tmp_path):
         assert has in str(refused.value)
         assert "\n" not in str(refused.value)
     assert not out.exists()
-    said = tiny.regard("train", data.root, "--scst", "--out", "no", cwd=tmp_path, code=2)
+    said = tiny.inside("train", data.root, "--scst", "--out", "no", cwd=tmp_path, code=2)
     assert "with --init" in said.stderr
 
 
