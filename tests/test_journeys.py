@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +23,8 @@ def place(tmp_path_factory) -> Path:
     """A data set ``tiny`` and a run ``run`` trained on it."""
     folder = tmp_path_factory.mktemp("journey")
     tiny.draw_tiny(folder / "tiny")
-    tiny.regard(
-        "train", "tiny", "--preset", "scenes", *tiny.QUICK, "--set", "train.epochs=60",
+    tiny.inside(
+        "train", "tiny", "--preset", "scenes", *tiny.QUICK, "--set", "train.epochs=40",
         "--set", "train.learning_rate=5e-3", "--set", "train.batch_size=3",
         "--out", "run", cwd=folder,
     )  # fmt: skip
@@ -40,7 +42,7 @@ def test_photos_are_captioned_and_their_gaze_is_drawn(place):
     )
     assert done.stdout == ""  # they are in the file
     assert done.stderr == "4 captioned\n"
-    printed = tiny.regard("caption", *photos, "--model", "run", cwd=place).stdout.splitlines()
+    printed = tiny.inside("caption", *photos, "--model", "run", cwd=place).stdout.splitlines()
     found = records(place / "out.jsonl")
     assert [r["path"] for r in found] == photos
     for r, line in zip(found, printed, strict=True):
@@ -58,7 +60,7 @@ def test_photos_are_captioned_and_their_gaze_is_drawn(place):
 def test_it_has_learnt_the_colours(place):
     """Not chance: most of its photos' colours are named."""
     photos = [f"tiny/photos/{i:02}.png" for i in range(18)]
-    tiny.regard("caption", *photos, "--model", "run", "--out", "all.jsonl", cwd=place)
+    tiny.inside("caption", *photos, "--model", "run", "--out", "all.jsonl", cwd=place)
     right = sum(
         list(tiny.COLOURS)[i % 3] in r["caption"].split()
         for i, r in enumerate(records(place / "all.jsonl"))
@@ -86,10 +88,10 @@ def test_a_folder_is_captioned_searched_and_shown(place):
         (place / "album" / "below" / name).write_bytes((place / "tiny/photos" / name).read_bytes())
     (place / "album" / "bad.jpg").write_text("no photo")
     options = ["--model", "run", "--out", "album.csv", "--txt", "--xmp", "--alt-text"]
-    asked = tiny.regard("caption", "album", *options, "--dry-run", cwd=place)
+    asked = tiny.inside("caption", "album", *options, "--dry-run", cwd=place)
     assert len(asked.stdout.splitlines()) == 3
     assert not (place / "album.csv").exists()
-    done = tiny.regard("caption", "album", *options, "--gallery", "page", cwd=place, code=1)
+    done = tiny.inside("caption", "album", *options, "--gallery", "page", cwd=place, code=1)
     assert "album/bad.jpg is text, not a photo" in done.stderr
     assert done.stderr.endswith("2 captioned, 1 failed (1 not a photo)\n")
     texts = sorted((place / "album" / "below").glob("*.txt"))
@@ -103,11 +105,11 @@ def test_a_folder_is_captioned_searched_and_shown(place):
     found = tiny.regard("find", word, "album.csv", "--gallery", "found", cwd=place)
     assert f"album/below/00.png: {texts[0].read_text()}" in found.stdout
     assert (place / "found" / "index.html").is_file()
-    assert "No caption in album.csv" in tiny.regard(
+    assert "No caption in album.csv" in tiny.inside(
         "find", "zebra", "album.csv", cwd=place, code=1
     ).stderr  # fmt: skip
     (place / "list").write_text("album/below/00.png\nalbum/below/01.png\n")
-    again = tiny.regard(
+    again = tiny.inside(
         "caption", "--from", "list", *options, "--log", "json", cwd=place
     ).stderr.splitlines()  # fmt: skip
     assert json.loads(again[-1])["done_before"] == 2
@@ -116,9 +118,9 @@ def test_a_folder_is_captioned_searched_and_shown(place):
 def test_python_says_what_the_command_line_says(place):
     captioner = regard.load(place / "run")
     photo = place / "tiny" / "photos" / "05.png"
-    tiny.regard("caption", photo, "--model", "run", "--out", "one.jsonl", cwd=place)
+    tiny.inside("caption", photo, "--model", "run", "--out", "python.jsonl", cwd=place)
     found = captioner.caption(photo)
-    assert found.text == records(place / "one.jsonl")[0]["caption"]
+    assert found.text == records(place / "python.jsonl")[0]["caption"]
     assert len(found.words) == len(found.log_probabilities) == len(found.maps)
     np.testing.assert_allclose(found.maps.sum((1, 2)), 1, atol=1e-5)
     assert found.gaze(0).shape == (48, 64)
@@ -140,7 +142,7 @@ def test_alone_equals_in_a_batch(place):
 
 
 def test_several_captions_come_with_their_scores(place):
-    done = tiny.regard(
+    done = tiny.inside(
         "caption", "tiny/photos/03.png", "--model", "run", "--beam", "4", "--groups", "2",
         "--diversity", "2", "--count", "3", "--out", "several.jsonl", cwd=place,
     )  # fmt: skip
@@ -157,7 +159,7 @@ def test_captions_keep_to_what_was_asked(place):
     photos = [f"tiny/photos/{i:02}.png" for i in range(6)]
 
     def said(*options: str) -> list[str]:
-        tiny.regard(
+        tiny.inside(
             "caption", *photos, "--model", "run", *options, "--out", "kept.jsonl", cwd=place
         )
         return [r["caption"] for r in records(place / "kept.jsonl")]
@@ -178,8 +180,8 @@ def test_models_caption_together(place):
     """Twice the same is the one, in captions and in scores."""
     for name, models in (("one", ["run"]), ("two", ["run", "run/model"])):
         options = [o for m in models for o in ("--model", m)]
-        tiny.regard("caption", "tiny/photos/03.png", *options, "--out", f"{name}.jsonl", cwd=place)
-        tiny.regard(
+        tiny.inside("caption", "tiny/photos/03.png", *options, "--out", f"{name}.jsonl", cwd=place)
+        tiny.inside(
             "evaluate", "tiny", *options, "--no-meteor", "--json", f"{name}.json", cwd=place
         )
     said = [records(place / f"{name}.jsonl")[0] for name in ("one", "two")]
@@ -217,31 +219,27 @@ def test_scores_agree_with_those_of_the_captions_from_a_file(place):
     assert scores["settings"]["number_of_photos"] == len(scores["photos"]) == 6
     assert scores["settings"]["decoding"]["beam"] == 3
     assert all(len(p["references"]) == 2 for p in scores["photos"])
-    for name in ("lines.jsonl", "coco.json"):
+    for name, fewer in (("lines.jsonl", []), ("coco.json", ["--no-meteor"])):
         rows = [
             {"image": p["id"], "image_id": p["id"], "caption": p["caption"]}
             for p in scores["photos"]
         ]
         text = "".join(json.dumps(r) + "\n" for r in rows) if name[0] == "l" else json.dumps(rows)
         (place / name).write_text(text)
-        tiny.regard(
-            "evaluate",
-            "tiny",
-            "--captions",
-            name,
-            "--split",
-            "val",
-            "--json",
-            "again.json",
-            cwd=place,
-        )
+        tiny.inside(
+            "evaluate", "tiny", "--captions", name, "--split", "val", "--json", "again.json",
+            *fewer, cwd=place,
+        )  # fmt: skip
         again = json.loads((place / "again.json").read_text())
-        assert again["scores"] == pytest.approx(scores["scores"])
+        left_out = {"METEOR"} if fewer else set()
+        assert again["scores"] == pytest.approx(
+            {name: score for name, score in scores["scores"].items() if name not in left_out}
+        )
 
 
 def test_a_score_that_cannot_be_had_leaves_the_others(place):
     arguments = ["evaluate", "tiny", "--model", "run", "--no-meteor", "--json", "rest.json"]
-    done = tiny.regard(
+    done = tiny.inside(
         *arguments, "--spice", "--clip", "./none", cwd=place, code=1, PATH=str(place)
     )
     assert "SPICE is left out: " in done.stderr
@@ -261,7 +259,7 @@ def test_a_score_that_cannot_be_had_leaves_the_others(place):
 
 def test_evaluations_are_compared(place):
     for beam in (1, 3):
-        tiny.regard(
+        tiny.inside(
             "evaluate", "tiny", "--model", "run", "--beam", beam, "--no-meteor",
             "--json", f"beam{beam}.json", cwd=place,
         )  # fmt: skip
@@ -269,7 +267,7 @@ def test_evaluations_are_compared(place):
     assert "Differences are from beam1. 6 photos" in done.stdout
     both = json.loads((place / "both.json").read_text())
     assert {d["other"] for d in both["differences"]} == {"beam3"}
-    alone = tiny.regard("compare", "beam1.json", cwd=place, code=2)
+    alone = tiny.inside("compare", "beam1.json", cwd=place, code=2)
     assert "A comparison needs two evaluations or more, 1 was given" in alone.stderr
 
 
@@ -281,13 +279,13 @@ def test_features_of_a_frozen_encoder_are_made_once(place):
     assert "features of 24 photos in" in first.stdout
     shards = {f: f.stat().st_mtime_ns for f in (place / "cache").rglob("*.safetensors")}
     assert shards
-    tiny.regard("features", "tiny", "--encoder", weights, cwd=place)
-    tiny.regard(
+    tiny.inside("features", "tiny", "--encoder", weights, cwd=place)
+    tiny.inside(
         "train", "tiny", "--encoder", weights, *tiny.QUICK, "--set", "train.max_steps=2",
         "--out", "frozen", cwd=place,
     )  # fmt: skip
     assert shards == {f: f.stat().st_mtime_ns for f in (place / "cache").rglob("*.safetensors")}
-    tiny.regard("caption", "tiny/photos/00.png", "--model", "frozen", cwd=place)
+    tiny.inside("caption", "tiny/photos/00.png", "--model", "frozen", cwd=place)
 
 
 def test_the_last_stages_can_be_trained_as_well(place):
@@ -296,7 +294,7 @@ def test_the_last_stages_can_be_trained_as_well(place):
     from test_checkpoint import resnet_file
 
     weights = resnet_file(place / "tuned18.safetensors", 0)
-    tiny.regard(
+    tiny.inside(
         "train", "tiny", "--encoder", weights, *tiny.QUICK, "--fine-tune", "1",
         "--set", "encoder.image_size=64", "--set", "train.max_steps=2",
         "--set", "train.encoder_learning_rate=1e-3", "--out", "tuned", cwd=place,
@@ -310,7 +308,7 @@ def test_the_last_stages_can_be_trained_as_well(place):
     assert not moved("layer3.0.conv1.weight")
     assert not moved("layer4.0.bn1.running_mean")
     weights.unlink()  # what was trained travels with the model
-    tiny.regard("caption", "tiny/photos/00.png", "--model", "tuned", cwd=place)
+    tiny.inside("caption", "tiny/photos/00.png", "--model", "tuned", cwd=place)
 
 
 def test_words_start_from_vectors(place):
@@ -324,55 +322,55 @@ def test_words_start_from_vectors(place):
         "train", "tiny", "--preset", "scenes", "--embeddings", file, "--set", "train.max_steps=1",
         *tiny.QUICK, "--out",
     ]  # fmt: skip
-    clash = tiny.regard(*arguments, "clash", cwd=place, code=2)
+    clash = tiny.inside(*arguments, "clash", cwd=place, code=2)
     assert "decoder.embedding_width is 12, but the vectors in" in clash.stderr
     assert "are 5 wide" in clash.stderr
-    done = tiny.regard(*arguments, "vectors", "--set", "decoder.embedding_width=null", cwd=place)
+    done = tiny.inside(*arguments, "vectors", "--set", "decoder.embedding_width=null", cwd=place)
     assert "2 of" in done.stderr
     model = regard.load(place / "vectors").model
     assert model.decoder.embedding.weight.shape[1] == 5
 
 
+WRONG = [
+    (["train", "tiny", "--out", "x", "--preset", "quick"], "There is no preset 'quick'"),
+    (["train", "tiny", "--out", "x", "--set", "train.epoch=3"], "did you mean 'train.epochs'"),
+    (["train", "tiny", "--out", "x", "--device", "tpu"], "There is no device 'tpu'"),
+    (["train", "tiny", "--out", "x", "--encoder", "./none"], "./none"),
+    (["caption", "tiny/photos/00.png", "--model", "run", "--beam", "0"], "beam is 0"),
+    (["caption", "a.png", "--model", "run", "--count", "4"], "count is 4, it must be at most"),
+    (
+        ["caption", "tiny/photos/00.png", "--model", "run", "--prefix", "a zebra"],
+        "does not know 'zebra'",
+    ),
+    (["caption", "a.png", "--model", "run", "--model", "./none"], "There is no model at ./none"),
+    (["caption", "tiny/photos/00.png", "--model", "run", "--device", "gpu"], "no device 'gpu'"),
+    (["caption", "a.png", "--model", "run", "--out", "a.xls"], "a.xls ends in .xls"),
+    (["caption", "a.png", "--model", "run", "--txt"], "There is no file for the records"),
+    (["caption", "--model", "run"], "Give photos, folders"),
+    (["evaluate", "tiny", "--split", "val"], "Give either --model or --captions"),
+    (["evaluate", "tiny", "--model", "run", "--split", "vall"], "There is no split 'vall'"),
+]
+WRONG_OF_EACH = [  # of each command one, run as people run it
+    (["train", "nowhere", "--out", "x"], "nowhere"),
+    (["caption", "tiny/photos/00.png", "--model", "./none"], "There is no model at ./none"),
+    (["find", "dog", "none.jsonl"], "Caption photos first"),
+    (["evaluate", "tiny", "--captions", "none.json"], "none.json cannot be read"),
+    (["data", "check", "run"], "run"),
+]
+
+
 @pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["train", "nowhere", "--out", "x"], "nowhere"),
-        (["train", "tiny", "--out", "x", "--preset", "quick"], "There is no preset 'quick'"),
-        (["train", "tiny", "--out", "x", "--set", "train.epoch=3"], "did you mean 'train.epochs'"),
-        (["train", "tiny", "--out", "x", "--device", "tpu"], "There is no device 'tpu'"),
-        (["train", "tiny", "--out", "x", "--encoder", "./none"], "./none"),
-        (["caption", "tiny/photos/00.png", "--model", "./none"], "There is no model at ./none"),
-        (["caption", "tiny/photos/00.png", "--model", "run", "--beam", "0"], "beam is 0"),
-        (["caption", "a.png", "--model", "run", "--count", "4"], "count is 4, it must be at most"),
-        (
-            ["caption", "tiny/photos/00.png", "--model", "run", "--prefix", "a zebra"],
-            "does not know 'zebra'",
-        ),
-        (
-            ["caption", "a.png", "--model", "run", "--model", "./none"],
-            "There is no model at ./none",
-        ),
-        (["caption", "tiny/photos/00.png", "--model", "run", "--device", "gpu"], "no device 'gpu'"),
-        (["caption", "a.png", "--model", "run", "--out", "a.xls"], "a.xls ends in .xls"),
-        (["caption", "a.png", "--model", "run", "--txt"], "There is no file for the records"),
-        (["caption", "--model", "run"], "Give photos, folders"),
-        (["find", "dog", "none.jsonl"], "Caption photos first"),
-        (["evaluate", "tiny", "--split", "val"], "Give either --model or --captions"),
-        (["evaluate", "tiny", "--model", "run", "--split", "vall"], "There is no split 'vall'"),
-        (["evaluate", "tiny", "--captions", "none.json"], "none.json cannot be read"),
-        (["data", "check", "run"], "run"),
-    ],
+    ("run", "arguments", "said"),
+    [(tiny.inside, *case) for case in WRONG] + [(tiny.regard, *case) for case in WRONG_OF_EACH],
 )
-def test_wrong_inputs_give_one_clear_line(place, arguments, said):
-    done = tiny.regard(*arguments, cwd=place, code=2)
+def test_wrong_inputs_give_one_clear_line(place, run, arguments, said):
+    done = run(*arguments, cwd=place, code=2)
     assert said in done.stderr
     assert done.stderr.startswith("regard: ")
     assert not (place / "x").exists()
 
 
 def test_debug_shows_where_an_error_came_from(place):
-    import subprocess
-
     done = subprocess.run(
         tiny.command("--debug", "caption", "a.jpg", "--model", "./none"), cwd=place, text=True,
         capture_output=True, env=tiny.environment(place), check=False,
@@ -391,21 +389,38 @@ def test_captions_that_cannot_be_chosen_are_refused():
 def test_help_explains_every_setting():
     from regard.config import describe_fields
 
-    done = tiny.regard("train", "--help", cwd=Path.cwd())
+    done = tiny.inside("train", "--help", cwd=Path.cwd())
     squeezed = "".join(done.stdout.split())
     for name, sentence in describe_fields():
         assert f"{name}:" in squeezed
         assert "".join(sentence.split())[:40] in squeezed
 
 
-def test_help_and_version_load_nothing_heavy():
-    import subprocess
-    import sys
-
-    code = (
-        "import sys, regard, regard.cli; print([m for m in ('torch', 'lightning', 'transformers', "
-        "'matplotlib') if m in sys.modules])"
+def heavy_after(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run it as a program that at its end prints which heavy libraries it has read."""
+    heavy = "[m for m in ('torch', 'lightning', 'transformers', 'matplotlib') if m in sys.modules]"
+    code = f"import sys, regard, regard.cli\ntry: {code}\nfinally: print({heavy})"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], text=True, capture_output=True, check=False
     )
-    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
-    assert done.stdout.strip() == "[]"
+
+
+def test_help_and_version_load_nothing_heavy():
+    assert heavy_after("pass").stdout.strip() == "[]"
     assert tiny.regard("--version", cwd=Path.cwd()).stdout.strip() == f"regard {regard.__version__}"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "nowhere", "--out", "x"],
+        ["features", "nowhere"],
+        ["gaze-check", "nowhere", "--model", "x"],
+        ["report", "x", "--data", "nowhere", "--out", "y"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_complaints_about_the_data_wait_for_nothing_heavy(arguments):
+    done = heavy_after("regard.cli.main()", *arguments)
+    assert "There is no nowhere" in done.stderr
+    assert done.stdout.strip() == "[]"
