@@ -305,7 +305,7 @@ def test_what_cannot_be_exported_is_said_in_a_line(whole, tmp_path):
         export_model(whole, tmp_path / "out")
     with pytest.raises(ModelError, match="exported to ONNX, which captions photos and no more"):
         read_model(whole)
-    done = tiny.regard("export", "nothing", "out", cwd=tmp_path, code=2)
+    done = tiny.inside("export", "nothing", "out", cwd=tmp_path, code=2)
     assert done.stderr.startswith("regard: There is no model at nothing.")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()

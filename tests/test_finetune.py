@@ -233,13 +233,13 @@ def test_a_run_goes_through_every_command(folders, data, tmp_path):
     assert "The model is in blip/model" in done.stdout
     short = ("train.max_steps=1", "validation.max_photos=1")
     train(data, settings(folders["git"], *short), tmp_path / "git", machine=HERE)
-    tiny.regard(
+    tiny.inside(
         "evaluate", data.root, "--split", "train", "--model", "blip", "--no-meteor", "--json",
         "scores.json", cwd=tmp_path,
     )  # fmt: skip
     described = json.loads((tmp_path / "scores.json").read_text())["settings"]["captioner"]
     assert described["from"]["id"] == str(folders["blip"])
-    tiny.regard(
+    tiny.inside(
         "report", "blip", "git", "--data", data.root, "--split", "train", "--out", "page",
         "--photos", 1, cwd=tmp_path,
     )  # fmt: skip
@@ -259,7 +259,7 @@ def test_a_run_goes_through_every_command(folders, data, tmp_path):
 
 
 def test_options_of_our_own_are_refused_beside_it(folders, data, tmp_path):
-    said = tiny.regard(
+    said = tiny.inside(
         "train", data.root, "--from", folders["blip"], "--encoder", "small", "--decoder", "lstm",
         "--out", "no", cwd=tmp_path, code=2,
     )  # fmt: skip

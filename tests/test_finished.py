@@ -262,14 +262,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_command_line_captions_and_draws_their_gaze(folders, place):
-    done = tiny.regard(
+    done = tiny.inside(
         "caption", "tiny/photos/00.png", "--model", folders["vision-encoder-decoder"],
         "--max-length", LENGTH, "--gaze", "gaze", "--out", "out.jsonl", cwd=place,
     )  # fmt: skip
     record = json.loads((place / "out.jsonl").read_text())
     assert f"tiny/photos/00.png: {record['caption']}" in done.stdout
     assert (place / "gaze" / "00.png.gaze.png").exists()
-    silent = tiny.regard(
+    silent = tiny.inside(
         "caption", "tiny/photos/00.png", "--model", folders["git"], "--gaze", "none", cwd=place,
         code=2,
     )  # fmt: skip
@@ -278,7 +278,7 @@ def test_the_command_line_captions_and_draws_their_gaze(folders, place):
 
 
 def test_the_command_line_scores_them(folders, place):
-    tiny.regard(
+    tiny.inside(
         "evaluate", "tiny", "--model", folders["blip"], "--max-length", LENGTH, "--no-meteor",
         "--json", "scores.json", cwd=place,
     )  # fmt: skip

@@ -153,7 +153,7 @@ def test_what_is_pushed_is_what_is_loaded(hub, place):
     assert there == {name: (place / "model" / name).read_bytes() for name in names}
 
     photo = "tiny/photos/00.png"
-    here = regard(place, hub.address, "caption", photo, "--model", "model")
+    here = tiny.inside("caption", photo, "--model", "model", cwd=place)
     found = regard(place, hub.address, "caption", photo, "--model", "someone/captioner")
     assert found.stdout == here.stdout
     assert found.stderr == f"someone/captioner is at commit {commit}.\n"

@@ -67,8 +67,8 @@ def test_the_command_line_shows_both_scores(place):
 
     photo = "tiny/photos/00.png"
     arguments = ["caption", photo, "--model", "blip", "--beam", "4", "--max-length", "8"]
-    tiny.regard(*arguments, "--out", "plain.jsonl", cwd=place)
-    tiny.regard(*arguments, "--rerank", "clip", "--out", "ordered.jsonl", cwd=place)
+    tiny.inside(*arguments, "--out", "plain.jsonl", cwd=place)
+    tiny.inside(*arguments, "--rerank", "clip", "--out", "ordered.jsonl", cwd=place)
     plain, ordered = (
         json.loads((place / name).read_text()) for name in ("plain.jsonl", "ordered.jsonl")
     )
@@ -86,7 +86,7 @@ def test_the_command_line_shows_both_scores(place):
 
 
 def test_evaluations_say_what_reranked(place):
-    tiny.regard(
+    tiny.inside(
         "evaluate", "tiny", "--model", "blip", "--max-length", "6", "--no-meteor", "--rerank",
         "clip", "--json", "scores.json", cwd=place,
     )  # fmt: skip
@@ -95,7 +95,7 @@ def test_evaluations_say_what_reranked(place):
 
 
 def test_a_clip_that_is_not_there_is_one_clear_line(place):
-    done = tiny.regard(
+    done = tiny.inside(
         "caption", "tiny/photos/00.png", "--model", "blip", "--rerank", "./none", cwd=place, code=2
     )
     assert "CLIP model './none': there is no such folder" in done.stderr

@@ -315,14 +315,14 @@ def test_it_keeps_to_its_document(address, tmp_path):
 def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("serve")
     tiny.draw_tiny(folder / "tiny")
-    tiny.regard("train", "tiny", "--preset", "scenes", *tiny.QUICK, "--set", "train.epochs=20",
+    tiny.inside("train", "tiny", "--preset", "scenes", *tiny.QUICK, "--set", "train.epochs=20",
                 "--set", "train.learning_rate=5e-3", "--out", "run", cwd=folder)  # fmt: skip
     return folder
 
 
 def test_the_command_serves_what_the_command_line_says(trained):
     photos = sorted((trained / "tiny" / "photos").iterdir())[:12]
-    tiny.regard("caption", "tiny/photos", "--model", "run", "--out", "all.jsonl", cwd=trained)
+    tiny.inside("caption", "tiny/photos", "--model", "run", "--out", "all.jsonl", cwd=trained)
     lines = (trained / "all.jsonl").read_text().splitlines()
     wanted = {Path(made["path"]).name: made["caption"] for made in map(json.loads, lines)}
     command = tiny.command("serve", "--model", "run", "--model", "b=run", "--port", "0")

@@ -43,7 +43,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(data) -> Path:
-    tiny.regard("train", data, "--out", "whole", *STAGED, "--cache", "cache", cwd=data.parent)
+    tiny.inside("train", data, "--out", "whole", *STAGED, "--cache", "cache", cwd=data.parent)
     return data.parent / "whole"
 
 
@@ -53,7 +53,7 @@ def test_the_encoder_learns_words_and_then_no_more(whole, data):
     for name, tensor in learnt.items():
         assert torch.equal(tensor, kept[f"encoder.backbone.{name}"]), name
     other = data.parent / "fewer"
-    tiny.regard(
+    tiny.inside(
         "train", data, "--out", other, *STAGED, "--set", "train.word_epochs=1", "--cache", "cache",
         cwd=data.parent,
     )  # fmt: skip
@@ -72,7 +72,7 @@ def test_a_run_killed_after_the_words_goes_on_with_the_same_encoder(whole, data)
     for name in ("settings.json", "encoder.pt"):
         shutil.copy(whole / name, part / name)
     kept = (part / "encoder.pt").stat().st_mtime_ns
-    said = tiny.regard(
+    said = tiny.inside(
         "train", data, "--out", "part", *STAGED, "--cache", "cache", "--resume", cwd=data.parent
     )
     assert "Words:" not in said.stdout + said.stderr
@@ -84,7 +84,7 @@ def test_a_run_killed_while_learning_words_begins_them_again(whole, data):
     begun = data.parent / "begun"
     begun.mkdir()
     shutil.copy(whole / "settings.json", begun / "settings.json")
-    said = tiny.regard(
+    said = tiny.inside(
         "train", data, "--out", "begun", *STAGED, "--cache", "cache", "--resume", cwd=data.parent
     )
     assert "Words: epoch 3 of 3" in said.stdout + said.stderr
@@ -93,7 +93,7 @@ def test_a_run_killed_while_learning_words_begins_them_again(whole, data):
 
 
 def test_words_that_cannot_be_learnt_are_explained(data):
-    failed = tiny.regard(
+    failed = tiny.inside(
         "train", data, "--out", "nan", *STAGED, "--set", "train.learning_rate=1e30",
         "--set", "train.warmup_steps=0", "--cache", "cache", cwd=data.parent, code=2,
     )  # fmt: skip
@@ -101,7 +101,7 @@ def test_words_that_cannot_be_learnt_are_explained(data):
 
 
 def test_learning_words_and_fine_tuning_exclude_each_other(data):
-    refused = tiny.regard(
+    refused = tiny.inside(
         "train", data, "--out", "both", *STAGED, "--fine-tune", "2", cwd=data.parent, code=2
     )
     assert "train.word_epochs is 3" in refused.stderr
