@@ -50,7 +50,7 @@ def place(tmp_path_factory) -> Path:
     rows[0]["caption"] += HOSTILE  # of a training photo: its words are in the vocabulary
     (data / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tiny.inside(
-        "train", "tiny", "--preset", "scenes", *tiny.QUICK, "--set", "train.epochs=20",
+        "train", "tiny", "--preset", "scenes", *tiny.QUICK, "--set", "train.epochs=60",
         "--set", "train.learning_rate=5e-3", "--set", "train.batch_size=3", "--out", "run",
         cwd=folder,
     )  # fmt: skip
