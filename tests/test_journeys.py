@@ -178,17 +178,17 @@ def test_captions_keep_to_what_was_asked(place):
 
 def test_models_caption_together(place):
     """Twice the same is the one, in captions and in scores."""
-    for name, models in (("one", ["run"]), ("two", ["run", "run/model"])):
+    for name, models in (("alone", ["run"]), ("together", ["run", "run/model"])):
         options = [o for m in models for o in ("--model", m)]
         tiny.inside("caption", "tiny/photos/03.png", *options, "--out", f"{name}.jsonl", cwd=place)
         tiny.inside(
             "evaluate", "tiny", *options, "--no-meteor", "--json", f"{name}.json", cwd=place
         )
-    said = [records(place / f"{name}.jsonl")[0] for name in ("one", "two")]
+    said = [records(place / f"{name}.jsonl")[0] for name in ("alone", "together")]
     for words in zip(*(one["words"] for one in said), strict=True):
         assert words[0]["word"] == words[1]["word"]
         assert words[0]["log_probability"] == pytest.approx(words[1]["log_probability"], abs=0.02)
-    one, two = (json.loads((place / f"{name}.json").read_text()) for name in ("one", "two"))
+    one, two = (json.loads((place / f"{name}.json").read_text()) for name in ("alone", "together"))
     assert one["scores"] == two["scores"]
     assert [other["model"] for other in two["settings"]["together_with"]] == [
         one["settings"]["model"]
