@@ -226,7 +226,7 @@ def test_a_changed_origin_is_not_gone_on_with(folders, data, tmp_path):
 
 def test_a_run_goes_through_every_command(folders, data, tmp_path):
     """Trained by the command line; scored, shown, captioned, and begun from again."""
-    done = tiny.regard(
+    done = tiny.inside(
         "train", data.root, "--from", folders["blip"], "--fine-tune", 1, "--out", "blip",
         "--set", "validation.split=train", "--set", "train.max_steps=2", cwd=tmp_path,
     )  # fmt: skip
