@@ -208,10 +208,13 @@ def test_a_run_that_is_killed_loses_nothing_and_says_nothing_twice(folder, monke
     for _ in range(20):
         child = os.fork()
         if child == 0:
-            run(Photos(["many"]), outputs, Mute(seconds=0.01))
+            run(Photos(["many"]), outputs, Mute(seconds=0.03))
             os._exit(0)
-        threading.Timer(chance.uniform(0.005, 0.12), os.kill, (child, signal.SIGKILL)).start()
-        stopped.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL)
+        killer = threading.Timer(chance.uniform(0.005, 0.12), os.kill, (child, signal.SIGKILL))
+        killer.start()
+        status = os.waitpid(child, 0)[1]
+        killer.cancel()
+        stopped.append(os.waitstatus_to_exitcode(status) == -signal.SIGKILL)
         done = list(read_journal(Path("c.jsonl"))) if Path("c.jsonl").exists() else []
         assert len({one["path"] for one in done}) == len(done)
     assert sum(stopped) >= 5

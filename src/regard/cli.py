@@ -493,7 +493,7 @@ def caption(
         out=out, sidecars=sidecars_of(txt=txt, xmp=xmp, xmp_stem=xmp_stem), overwrite=overwrite,
         alt=alt_text, gallery=gallery, gaze=gaze,
     )  # fmt: skip
-    meant = Photos(photos or (), lists or ())
+    meant = Photos(photos or (), lists or (), apart=outputs.pictures)
     listener = listener_of(log, captions=out is None or meant.single, count=count)
     decoding = Decoding(
         beam=beam, groups=groups, diversity=diversity, min_length=min_length,

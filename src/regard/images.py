@@ -48,6 +48,9 @@ _FORMATS = tuple(
     )
 )
 _ACCEPTED = "JPEG, PNG, WebP, GIF, BMP, TIFF, PPM and AVIF photos can be opened"
+_MOST_BYTES = 1 << 30
+"""Of a file: some formats are read into the memory whole before anything is known of them. It holds
+100 million pixels of up to four channels of 16 bits."""
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -95,7 +98,8 @@ def open_photo(source: Source, *, max_pixels: int = 100_000_000) -> Image.Image:
 
 def _from_path(path: Path, name: str, max_pixels: int) -> Image.Image:
     try:
-        kind = path.stat().st_mode
+        found = path.stat()
+        kind = found.st_mode
         if stat.S_ISDIR(kind):
             raise PhotoError(
                 f"{name} is a folder. One photo is opened at a time. Give a file inside the "
@@ -107,6 +111,13 @@ def _from_path(path: Path, name: str, max_pixels: int) -> Image.Image:
                 f"{name} is a device or a pipe, not a file. Photos are opened from files. "
                 "Save it as a file first.",
                 "no file",
+            )
+        if found.st_size > _MOST_BYTES:
+            raise PhotoError(
+                f"{name} has {found.st_size:,} bytes. Files of at most {_MOST_BYTES:,} are opened, "
+                "because some must be read into the memory whole. Make it smaller, or leave it "
+                "out.",
+                "too large",
             )
         with path.open("rb") as file:
             return _from_file(file, name, max_pixels)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,7 @@ PART = 240
 LONG_SIDE = 360
 """Of a thumbnail, in pixels."""
 
-_SIGN = '<meta name="generator" content="regard '
+_SIGN = re.compile(r'<meta name="generator" content="regard [^"]* gallery">')
 
 
 def check_place(folder: Path) -> None:
@@ -45,8 +46,7 @@ def check_place(folder: Path) -> None:
     page = folder / "index.html"
     if folder.is_dir() and (
         not any(folder.iterdir())
-        or (page.is_file() and _SIGN in page.read_text("utf-8", "replace"))
-        or (folder / "thumbnails").is_dir()  # one that was not finished
+        or (page.is_file() and _SIGN.search(page.read_text("utf-8", "replace")))
     ):
         return
     if folder.exists():
@@ -54,6 +54,23 @@ def check_place(folder: Path) -> None:
             f"{folder} exists and holds no gallery. Take a new folder for --gallery, or delete "
             "this one."
         )
+
+
+def make_place(folder: Path) -> None:
+    """Make the folder of a gallery with its page, so that it is known as one from the start.
+
+    Raises:
+        ConfigError: it holds something else.
+        RegardError: it cannot be made.
+    """
+    check_place(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "index.html").exists():
+            _write_page(folder, [], 0, "No photos yet")
+        (folder / "thumbnails").mkdir(exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
 
 
 def write_gallery(folder: Path, records: Iterable[Mapping[str, Any]], *, title: str = "") -> int:
@@ -71,13 +88,12 @@ def write_gallery(folder: Path, records: Iterable[Mapping[str, Any]], *, title: 
         ConfigError: the folder holds something else.
         RegardError: something cannot be written.
     """
-    check_place(folder)
+    make_place(folder)
     waiting = iter(records)
     sizes: list[int] = []
     kept: set[str] = set()
     failed = 0
     try:
-        (folder / "thumbnails").mkdir(parents=True, exist_ok=True)
         parts = folder / "records.new"
         shutil.rmtree(parts, ignore_errors=True)
         parts.mkdir()
@@ -94,10 +110,7 @@ def write_gallery(folder: Path, records: Iterable[Mapping[str, Any]], *, title: 
                 sizes.append(len(group))
         shutil.rmtree(folder / "records", ignore_errors=True)
         parts.rename(folder / "records")
-        page = _page(sizes, failed, title or "Captioned photos")
-        beside = folder / "index.html.new"
-        beside.write_text(page, "utf-8")
-        beside.replace(folder / "index.html")
+        _write_page(folder, sizes, failed, title or "Captioned photos")
         for file in (folder / "thumbnails").glob("*/*.jpg"):
             if file.relative_to(folder).as_posix() not in kept:
                 file.unlink()
@@ -106,11 +119,14 @@ def write_gallery(folder: Path, records: Iterable[Mapping[str, Any]], *, title: 
     return sum(sizes) - failed
 
 
-def _page(sizes: list[int], failed: int, title: str) -> str:
+def _write_page(folder: Path, sizes: list[int], failed: int, title: str) -> None:
     template = Path(__file__).with_name("gallery.html").read_text(encoding="utf-8")
     known = json.dumps({"sizes": sizes, "failed": failed, "title": title}).replace("<", "\\u003c")
     page = template.replace("REGARD-VERSION", regard.__version__)
-    return with_policy(page.replace("GAZE-SCRIPT", gaze_script()).replace("GALLERY", known, 1))
+    page = page.replace("GAZE-SCRIPT", gaze_script()).replace("GALLERY", known, 1)
+    beside = folder / "index.html.new"
+    beside.write_text(with_policy(page), "utf-8")
+    beside.replace(folder / "index.html")
 
 
 def _shown(made: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -179,7 +179,7 @@ def summary(tally: Tally) -> str:
     if tally.known:
         parts.append(f"{tally.known:,} done before")
     if tally.left:
-        parts.append(f"{tally.left:,} sidecars left as a person wrote them")
+        parts.append(f"{tally.left:,} sidecars left as they were")
     return ", ".join(parts)
 
 

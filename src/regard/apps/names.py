@@ -62,16 +62,21 @@ class Photos:
         given: files, folders and globs (``**`` is any number of folders); ``-`` is a list from
             standard input, which can be read once.
         lists: files of such names, one a line, or each ended by a null byte.
+        apart: folders of pictures that a run makes, which are no photos: they are not gone into,
+            wherever they are.
     """
 
-    def __init__(self, given: Sequence[str], lists: Sequence[Path] = ()) -> None:
+    def __init__(
+        self, given: Sequence[str], lists: Sequence[Path] = (), *, apart: Sequence[Path] = ()
+    ) -> None:
         self.given = given
         self.lists = lists
+        self.apart = apart
 
     @property
     def countable(self) -> bool:
-        """Whether they can be gone through twice."""
-        return STANDARD_INPUT not in self.given
+        """Whether they can be gone through twice: what comes from a pipe cannot."""
+        return STANDARD_INPUT not in self.given and not any(map(_is_pipe, self.lists))
 
     @property
     def single(self) -> bool:
@@ -85,9 +90,9 @@ class Photos:
             RegardError: a list cannot be read.
         """
         seen = Hashes()
-        entered: set[tuple[int, int]] = set()
+        way = _Way(self.apart)
         for name in self._names():
-            for photo in _meant(name, entered):
+            for photo in way.meant(name):
                 if seen.add(photo.key):
                     yield photo
 
@@ -134,31 +139,106 @@ def _name(raw: bytes) -> str:
 
 
 def _is_many(name: str) -> bool:
-    return name == STANDARD_INPUT or not _MAGIC.isdisjoint(name) or Path(name).is_dir()
+    return name == STANDARD_INPUT or not _MAGIC.isdisjoint(name) or _is_folder(name)
 
 
-def _meant(name: str, entered: set[tuple[int, int]]) -> Iterator[Named]:
-    """What one name means. A glob that nothing matches is left to be a file that is not there."""
-    matches: Iterable[str] = (name,)
-    if not _MAGIC.isdisjoint(name) and not os.path.lexists(name):
-        root, *parts = _split(name)
-        expanded = _expand(root, parts)
-        if (first := next(expanded, None)) is not None:
-            yield from _file_or_folder(first, entered)
-            matches = expanded
-    for match in matches:
-        yield from _file_or_folder(match, entered)
+def _is_folder(path: str) -> bool:
+    """Whether it is, as far as can be told: not of what is too long or lies in a closed folder."""
+    return os.path.isdir(path)  # noqa: PTH112 - that of a Path raises
 
 
-def _file_or_folder(path: str, entered: set[tuple[int, int]]) -> Iterator[Named]:
-    try:
-        folder = Path(path).is_dir()
-    except (OSError, ValueError):  # a name that is too long, a null byte
-        folder = False
-    if folder:
-        yield from _walk(path, entered)
-    else:
-        yield _asked(path)
+def _is_pipe(file: Path) -> bool:
+    return file.exists() and not file.is_file()
+
+
+class _Way:
+    """The way through folders, which remembers those it has been in.
+
+    Args:
+        apart: folders that it does not go into.
+    """
+
+    def __init__(self, apart: Sequence[Path]) -> None:
+        self._apart = apart
+        self._entered: set[tuple[int, int]] = set()
+
+    def meant(self, name: str) -> Iterator[Named]:
+        """What one name means. A glob that nothing matches is left as a file that is not there."""
+        matches: Iterable[str] = (name,)
+        if not _MAGIC.isdisjoint(name) and not os.path.lexists(name):
+            root, *parts = _split(name)
+            expanded = self._expand(root, parts)
+            if (first := next(expanded, None)) is not None:
+                yield from self._file_or_folder(first)
+                matches = expanded
+        for match in matches:
+            yield from self._file_or_folder(match)
+
+    def _file_or_folder(self, path: str) -> Iterator[Named]:
+        if _is_folder(path):
+            yield from self._walk(path)
+        else:
+            yield _asked(path)
+
+    def _walk(self, root: str) -> Iterator[Named]:
+        """The photos below a folder: those of a folder before those of the folders in it."""
+        folders: list[str] = [root]
+        links: list[str] = []
+        while folders or links:
+            linked = not folders
+            folder = links.pop(0) if linked else folders.pop()
+            below: list[str] = []
+            try:
+                identity = _identity(folder)
+                if self._is_apart(identity) or (linked and identity in self._entered):
+                    continue
+                self._entered.add(identity)
+                for entry in _entries(folder):
+                    ending = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
+                    if entry.is_dir(follow_symlinks=False):
+                        below.append(entry.path)
+                        if ending in ENDINGS:
+                            yield Named(entry.path, problem=_folder_by_a_photos_name(entry.path))
+                    elif entry.is_symlink() and _is_folder(entry.path):
+                        if _leads_back(entry.path):
+                            yield Named(entry.path, problem=_link_loop(entry.path))
+                        else:
+                            links.append(entry.path)
+                    elif ending in ENDINGS:
+                        yield _asked(entry.path)
+                    elif not ending and entry.is_symlink() and (error := _denied(entry.path)):
+                        yield Named(entry.path, problem=_closed_folder(entry.path, error))
+            except OSError as error:
+                yield Named(folder, problem=_closed_folder(folder, error))
+            folders.extend(reversed(below))
+
+    def _expand(self, root: str, parts: Sequence[str]) -> Iterator[str]:
+        """What parts of a glob match below a folder, which ends in a separator or is ``""``."""
+        part, *rest = parts
+        try:
+            if self._is_apart(_identity(root or ".")):
+                return
+            entries = list(_entries(root or "."))
+        except OSError:
+            return
+        if part == "**":
+            if not rest:
+                yield root or "."
+                return
+            yield from self._expand(root, rest)
+        for entry in entries:
+            path = root + entry.name
+            if part == "**":
+                if entry.is_dir(follow_symlinks=False):
+                    yield from self._expand(path + os.sep, parts)
+            elif fnmatchcase(entry.name, part):
+                if not rest:
+                    yield path
+                elif _is_folder(path):
+                    yield from self._expand(path + os.sep, rest)
+
+    def _is_apart(self, identity: tuple[int, int]) -> bool:
+        return any(_is_folder(str(f)) and _identity(str(f)) == identity for f in self._apart)
 
 
 def _asked(path: str) -> Named:
@@ -169,36 +249,20 @@ def _asked(path: str) -> Named:
     return Named(path, found.st_size, found.st_mtime_ns)
 
 
-def _walk(root: str, entered: set[tuple[int, int]]) -> Iterator[Named]:
-    """The photos below a folder: those of a folder before those of the folders in it."""
-    folders: list[str] = [root]
-    links: list[str] = []
-    while folders or links:
-        linked = not folders
-        folder = links.pop(0) if linked else folders.pop()
-        below: list[str] = []
-        try:
-            known = Path(folder).stat()
-            identity = (known.st_dev, known.st_ino)
-            if linked and identity in entered:
-                continue
-            entered.add(identity)
-            for entry in _entries(folder):
-                ends_as_photo = os.path.splitext(entry.name)[1].lower() in ENDINGS  # noqa: PTH122
-                if entry.is_dir(follow_symlinks=False):
-                    below.append(entry.path)
-                    if ends_as_photo:
-                        yield Named(entry.path, problem=_folder_by_a_photos_name(entry.path))
-                elif entry.is_symlink() and Path(entry.path).is_dir():
-                    if _leads_back(entry.path):
-                        yield Named(entry.path, problem=_link_loop(entry.path))
-                    else:
-                        links.append(entry.path)
-                elif ends_as_photo:
-                    yield _asked(entry.path)
-        except OSError as error:
-            yield Named(folder, problem=_closed_folder(folder, error))
-        folders.extend(reversed(below))
+def _denied(path: str) -> PermissionError | None:
+    """Why it may not even be asked what is there."""
+    try:
+        Path(path).stat()
+    except PermissionError as error:
+        return error
+    except OSError:
+        pass
+    return None
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    known = Path(folder).stat()
+    return known.st_dev, known.st_ino
 
 
 def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
@@ -221,31 +285,6 @@ def _split(pattern: str) -> list[str]:
     first = next(i for i, part in enumerate(parts) if not _MAGIC.isdisjoint(part))
     root = os.sep.join(parts[:first])  # noqa: PTH118
     return [root + os.sep if first else "", *filter(None, parts[first:])]
-
-
-def _expand(root: str, parts: Sequence[str]) -> Iterator[str]:
-    """What parts of a glob match below a folder, which ends in a separator or is ``""``."""
-    part, *rest = parts
-    if part == "**":
-        if rest:
-            yield from _expand(root, rest)
-        else:
-            yield root or "."
-            return
-    try:
-        entries = list(_entries(root or "."))
-    except OSError:
-        return
-    for entry in entries:
-        path = root + entry.name
-        if part == "**":
-            if entry.is_dir(follow_symlinks=False):
-                yield from _expand(path + os.sep, parts)
-        elif fnmatchcase(entry.name, part):
-            if not rest:
-                yield path
-            elif entry.is_dir():
-                yield from _expand(path + os.sep, rest)
 
 
 def _folder_by_a_photos_name(path: str) -> PhotoError:

@@ -8,6 +8,7 @@ recorded yet when a run was stopped is captioned again, and nothing else.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -16,13 +17,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from regard.apps.gallery import write_gallery
-from regard.apps.hashes import hash_of
+from regard.apps.gallery import check_place, make_place, write_gallery
+from regard.apps.hashes import Hashes, hash_of
 from regard.apps.journal import Journal, Known, cannot_write, read_journal
 from regard.apps.names import Named, Photos
 from regard.apps.records import done_state, full_record, path_of, picture_key, state_of
 from regard.apps.sidecars import Sidecar
-from regard.apps.tables import check_ending, journal_of, write_table
+from regard.apps.tables import check_ending, check_table, journal_of, write_table
 from regard.captioner import AnyCaptioner, PhotoCaption
 from regard.describe import Decoding
 from regard.errors import ConfigError, ModelError, PhotoError
@@ -35,6 +36,8 @@ _AT_ONCE = 64
 """Records that are written together at most: a photo's waits for so many others."""
 _SECONDS = 5.0
 """Records wait no longer than this."""
+_LONGEST = 200
+"""Bytes of a photo's name in that of its picture; a file's name has 255 at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,22 @@ class Outputs:
                 "and what a person wrote. Give one with --out, such as --out captions.jsonl"
             )
 
+    @property
+    def pictures(self) -> tuple[Path, ...]:
+        """Folders of pictures that are no photos."""
+        return tuple(folder for folder in (self.gallery, self.gaze) if folder is not None)
+
+    def check(self) -> None:
+        """Refuse to put something in the place of what is not a run's own, before any work.
+
+        Raises:
+            ConfigError: the file or the gallery's folder holds something else.
+        """
+        if self.out is not None:
+            check_table(self.out)
+        if self.gallery is not None:
+            check_place(self.gallery)
+
 
 @dataclass
 class Tally:
@@ -80,7 +99,7 @@ class Tally:
     failed: Counter[str] = field(default_factory=Counter)
     """By their reason."""
     left: int = 0
-    """Sidecars that were left as a person wrote them."""
+    """Sidecars that were left as they were: a person wrote them, or they can have no name."""
 
     @property
     def seen(self) -> int:
@@ -142,18 +161,21 @@ def caption_photos(
 
     Raises:
         ConfigError: there is no photo; or ``outputs.out`` holds something else than records, or
-            is being written by another process.
+            is being written by another process; or the gallery's folder holds something else.
         ModelError: pictures of the gaze are asked of a captioner that has none.
         RegardError: something cannot be written. What was recorded is kept.
     """
     if outputs.gaze is not None and captioner.no_gaze is not None:
         raise ModelError(captioner.no_gaze)
+    outputs.check()
     total = sum(1 for _ in photos) if photos.countable else None
     if total == 0:
         raise ConfigError(
             f"There is no photo in {', '.join([*photos.given, *map(str, photos.lists)])}. Give "
             "photos, folders with photos in them, or lists of photos."
         )
+    if outputs.gallery is not None and not dry_run:
+        make_place(outputs.gallery)
     tally = Tally()
     with ExitStack() as stack:
         journal = None
@@ -202,10 +224,12 @@ class _Run:
         self._waiting: deque[Named] = deque()
         self._ready: list[tuple[dict[str, Any], Known | None]] = []
         self._recorded = clock()
-        self._pictures: set[str] = set()
+        self._given: frozenset[str] = frozenset()
+        self._pictures = Hashes()
 
     def caption(self, photos: Photos, total: int | None) -> None:
         """Caption and record all of them."""
+        self._given = frozenset(photos.given)
         paths = (Path(photo.path) for photo in self._queued(photos))
         expected = 1 if photos.single else total
         try:
@@ -301,12 +325,15 @@ class _Run:
     def _draw(self, path: str, found: PhotoCaption, folder: Path) -> None:
         """Draw where each word looked, over the upright photo.
 
-        Photos of one name in several folders get pictures of different names.
+        A photo that was found has a picture of its own name in every run, whatever was captioned
+        before it; one that is named itself has that of its file, unless it is taken.
         """
         name = Path(path).name
-        if name in self._pictures:
-            name = f"{name}-{picture_key(path, 0, 0)}"
-        self._pictures.add(name)
+        raw = os.fsencode(name)
+        fits = path in self._given and len(raw) <= _LONGEST
+        if not fits or not self._pictures.add(hash_of(name)):
+            shortened = raw[:_LONGEST].decode("utf-8", "ignore")
+            name = f"{shortened}-{picture_key(path, 0, 0)}"
         file = folder / f"{name}.gaze.png"
         try:
             folder.mkdir(parents=True, exist_ok=True)

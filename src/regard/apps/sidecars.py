@@ -3,11 +3,13 @@
 What a person has written or changed is left. A sidecar is regard's own as long as it says what the
 photo's record makes it say, byte for byte; so nothing has to be remembered, and nothing can be
 forgotten. A sidecar is taken away before its photo's record is replaced and written again after
-that: after a kill it is either right or missing, and what is missing the next run writes.
+that: after a kill it is either right or missing, and what is missing the next run writes. So is
+what is empty: a new sidecar is not waited for to be on the disk, which takes longer than a caption.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from abc import ABC, abstractmethod
@@ -18,13 +20,13 @@ from xml.etree import ElementTree
 from xml.sax.saxutils import escape, quoteattr
 
 from regard.apps.alt_text import alt_text
+from regard.apps.hashes import hash_of
 from regard.apps.records import path_of
 from regard.errors import ConfigError
 
 Record = Mapping[str, Any]
 
 _LARGEST = 16 << 20
-_NEW = ".regard.new"
 
 
 class Sidecar(ABC):
@@ -41,12 +43,17 @@ class Sidecar(ABC):
             OSError: it cannot be written.
         """
         file = self.file(path_of(made))
-        there = _read(file)
+        there = _read(file) or None
         wanted = self._with(there, made, overwrite=overwrite)
         if isinstance(wanted, _Left):
             return wanted.why
-        if wanted != there:
-            _write(file, wanted)
+        try:
+            if wanted != there:
+                _write(file, wanted, firmly=there is not None)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            return "its name would be too long"
         return None
 
     def withdraw(self, made: Record) -> None:
@@ -63,7 +70,7 @@ class Sidecar(ABC):
         if rest is None:
             file.unlink()
         elif rest != there:
-            _write(file, rest)
+            _write(file, rest, firmly=True)
 
     @abstractmethod
     def _with(self, there: bytes | None, made: Record, *, overwrite: bool) -> bytes | _Left:
@@ -158,17 +165,21 @@ def _read(file: Path) -> bytes | None:
     try:
         with file.open("rb") as stream:
             return stream.read(_LARGEST)
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
+            raise
         return None
 
 
-def _write(file: Path, content: bytes) -> None:
-    beside = file.with_name(_NEW)
+def _write(file: Path, content: bytes, *, firmly: bool) -> None:
+    # Of a name of its own: runs with other records may write in this folder at the same time.
+    beside = file.with_name(f".{hash_of(file.name):016x}.regard.new")
     try:
         with beside.open("wb") as stream:
             stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+            if firmly:  # what a person wrote is in it
+                stream.flush()
+                os.fsync(stream.fileno())
         beside.replace(file)
     except OSError:
         beside.unlink(missing_ok=True)

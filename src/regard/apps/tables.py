@@ -43,6 +43,19 @@ def check_ending(out: Path) -> None:
         _pyarrow("writing Parquet")
 
 
+def check_table(out: Path) -> None:
+    """Refuse to write CSV or Parquet in the place of a file that no run wrote.
+
+    Raises:
+        ConfigError: there is such a file, without the journal that a run's table has beside it.
+    """
+    if out.exists() and not journal_of(out).exists():
+        raise ConfigError(
+            f"{out} exists, and the records it would be written from do not: {journal_of(out)} is "
+            "not there. It is left as it is. Give another file, or delete this one."
+        )
+
+
 def journal_of(out: Path) -> Path:
     """The journal of a table: the file itself, or for CSV and Parquet a file beside it."""
     return out if out.suffix.lower() == ".jsonl" else out.with_name(out.name + ".jsonl")
