@@ -23,7 +23,7 @@ from PIL import Image
 import tiny
 from folders import Mute, spelled
 from regard.apps.alt_text import alt_text
-from regard.apps.serve import _named, start
+from regard.apps.serve import Limits, _named, start
 from regard.apps.serve.batching import Batcher, QueueFullError
 from regard.apps.serve.schema import Settings
 from regard.describe import Decoding
@@ -43,6 +43,11 @@ class Slow(Mute):
         super().__init__()
         self.go_on = threading.Event()
         self.batches: list[int] = []
+
+    def wait_until_busy(self) -> None:
+        """What comes now waits together."""
+        while not self.batches:
+            time.sleep(0.01)
 
     def _say(self, prepared, decoding):
         self.batches.append(len(prepared))
@@ -65,7 +70,7 @@ def pixels_of(content: bytes) -> bytes:
 @contextlib.contextmanager
 def served(captioners: dict[str, Any], **limits: float) -> Iterator[str]:
     """The address of a server in a thread of its own."""
-    app = application.build_application(captioners, application.Limits(**limits))
+    app = application.build_application(captioners, Limits(**limits))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
@@ -73,10 +78,12 @@ def served(captioners: dict[str, Any], **limits: float) -> Iterator[str]:
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
-    listening.close()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listening.close()
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +230,9 @@ def test_what_waits_together_is_one_batch_and_each_gets_its_own():
         served({"slow": slow}, queue=40, per_client=40, batch=8) as address,
         concurrent.futures.ThreadPoolExecutor(24) as clients,
     ):
-        answers = [clients.submit(post, address, photo(i)) for i in range(21)]
+        answers = [clients.submit(post, address, photo(0))]
+        slow.wait_until_busy()
+        answers += [clients.submit(post, address, photo(i)) for i in range(1, 21)]
         answers += [clients.submit(post, address, photo(i), "?beam=1") for i in range(3)]
         while _count(address, 'regard_waiting_photos{model="slow"}') < 23:
             time.sleep(0.02)
@@ -261,7 +270,9 @@ def test_a_caption_that_takes_too_long_is_given_up_and_not_computed():
     slow = Slow()
     with served({"slow": slow}, seconds=0.4) as address:
         with concurrent.futures.ThreadPoolExecutor(2) as clients:
-            first, second = (clients.submit(post, address, photo(i)) for i in range(2))
+            first = clients.submit(post, address, photo(0))
+            slow.wait_until_busy()
+            second = clients.submit(post, address, photo(1))
             for answer in (first, second):
                 assert answer.result().status_code == 503
                 assert answer.result().json()["error"]["code"] == "too_slow"
@@ -350,8 +361,8 @@ def test_wrong_uses_of_the_command_say_so(trained):
         done = tiny.regard("serve", "--model", "run", "--port", port, cwd=trained, code=2)
     assert f"127.0.0.1:{port} cannot be listened at" in done.stderr
     with pytest.raises(ConfigError, match="Two models are called 'run'"):
-        start(["a/run", "b/run/model"], host="", port=0, names=(), revision=None, encoder=None,
-              device="cpu", say=print)  # fmt: skip
+        start(["a/run", "b/run/model"], Limits(), host="", port=0, names=(), revision=None,
+              encoder=None, device="cpu", say=print)  # fmt: skip
     assert _named("x=a/b") == ("x", "a/b")
     assert _named("user/model") == ("user", "user/model")
     assert _named("./runs/first/") == ("first", "./runs/first/")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from regard.data.shards import Shard, write_shard, write_whole
+from regard.data.shards import Shard, write_shard
+from regard.files import write_whole
 
 FEATURES = np.random.default_rng(0).standard_normal((3, 4, 5)).astype(np.float16)
 NAMES = ["aa", "bb", "cc"]

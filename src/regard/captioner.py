@@ -230,7 +230,7 @@ class Captioner(AnyCaptioner):
         self.decoder = model.decoder.to(self.device)
         self._encoder = model.encoder.to(self.device)
         self._speaker = model.speaker()
-        self.encode = self._encoder.fast(self._encoder.fast_precision())
+        self.encode = _encode(self._encoder)
 
     @property
     def identity(self) -> str:
@@ -292,6 +292,7 @@ class EnsembleCaptioner(AnyCaptioner):
         self.device = find_device(device)
         ensemble.to(self.device)
         self._speaker = ensemble.speaker()
+        self._encode = [_encode(encoder) for encoder in ensemble.encoders]
 
     @property
     def identity(self) -> str:
@@ -316,7 +317,9 @@ class EnsembleCaptioner(AnyCaptioner):
         return [encoder.preparation(photo) for encoder in self.ensemble.encoders]
 
     def _describer(self, photos: int, batch_size: int) -> Describer:
-        encoders = [_encode(e, photos, batch_size) for e in self.ensemble.encoders]
+        encoders = self._encode
+        if photos >= WORTH_COMPILING:
+            encoders = [_encode(e, photos, batch_size) for e in self.ensemble.encoders]
 
         def describer(
             prepared: Sequence[Sequence[np.ndarray]], decoding: Decoding
@@ -418,7 +421,7 @@ class ExportedCaptioner(AnyCaptioner):
         return describer
 
 
-def _encode(encoder: Encoder, photos: int, batch_size: int) -> Callable[[Tensor], Tensor]:
+def _encode(encoder: Encoder, photos: int = 1, batch_size: int = 8) -> Callable[[Tensor], Tensor]:
     """The encoder's fast form for so many photos."""
     return encoder.fast(encoder.fast_precision(), photos=photos, batch_size=batch_size)
 
@@ -447,7 +450,6 @@ def load(
     """
     if not isinstance(source, str | Path):
         if len(source) != 1:
-            require_own(source, revision=revision)
             together = read_ensemble(source, encoder=encoder, revision=revision)
             return EnsembleCaptioner(together, device=device)
         (source,) = source
@@ -456,21 +458,3 @@ def load(
     if find_exported(source, revision=revision) is not None:
         return ExportedCaptioner(load_exported(source, revision=revision, device=device))
     return Captioner(read_model(source, encoder=encoder, revision=revision), device=device)
-
-
-def require_own(sources: Sequence[str | Path], *, revision: str | None = None) -> None:
-    """Refuse to let anything but regard's own models caption together.
-
-    Raises:
-        ModelError: one is a finished or exported captioner, or there is none.
-    """
-    if not sources:
-        raise ModelError("There is no model. Give a run, a model folder, or a hub id.")
-    for source in sources:
-        finished = find_finished(source, revision=revision) is not None
-        if finished or find_exported(source, revision=revision) is not None:
-            raise ModelError(
-                f"{source} cannot caption together with others: it is "
-                f"{'a finished' if finished else 'an exported'} captioner. Take models that "
-                "`regard train` wrote, or this one alone."
-            )

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,11 +19,13 @@ import typer
 from typer.core import TyperCommand
 
 import regard
+from regard.apps.serve import Limits
 from regard.errors import RegardError
 
 if TYPE_CHECKING:
     from regard.comparison import Comparison
     from regard.data.dataset import Dataset
+    from regard.describe import Decoding
     from regard.evaluation import Evaluation
     from regard.models.clip import Clip
 
@@ -487,7 +490,6 @@ def caption(
     from regard.apps.photos import Outputs, caption_photos
     from regard.apps.sidecars import sidecars_of
     from regard.captioner import load
-    from regard.describe import Decoding
 
     outputs = Outputs(
         out=out, sidecars=sidecars_of(txt=txt, xmp=xmp, xmp_stem=xmp_stem), overwrite=overwrite,
@@ -495,12 +497,7 @@ def caption(
     )  # fmt: skip
     meant = Photos(photos or (), lists or (), apart=outputs.pictures)
     listener = listener_of(log, captions=out is None or meant.single, count=count)
-    decoding = Decoding(
-        beam=beam, groups=groups, diversity=diversity, min_length=min_length,
-        max_length=max_length, length_penalty=length_penalty, no_repeat=no_repeat,
-        forbid=tuple(forbid or ()), prefix=prefix, sampling=sampling, temperature=temperature,
-        top_k=top_k, top_p=top_p, seed=seed, count=count,
-    )  # fmt: skip
+    decoding = _decoding(locals())
     captioner = load(model, encoder=encoder, revision=revision, device=device)
     if len(model) == 1:
         _note_commit(model[0], captioner.folder)
@@ -509,6 +506,9 @@ def caption(
         dry_run=dry_run,
     )  # fmt: skip
     raise typer.Exit(1 if tally.failed else 0)
+
+
+_LIMITS = Limits()
 
 
 @app.command()
@@ -534,22 +534,22 @@ def serve(
     ] = None,
     megabytes: Annotated[
         float, typer.Option("--megabytes", min=0.001, help="Of a photo's file, at most.")
-    ] = 20.0,
+    ] = _LIMITS.megabytes,
     megapixels: Annotated[
         float, typer.Option("--megapixels", min=0.001, help="Of a photo, at most.")
-    ] = 50.0,
+    ] = _LIMITS.megapixels,
     seconds: Annotated[
         float, typer.Option("--seconds", min=0.1, help="For an upload, and for a caption.")
-    ] = 30.0,
+    ] = _LIMITS.seconds,
     queue: Annotated[
         int, typer.Option("--queue", min=1, help="Photos that wait for a model, at most.")
-    ] = 64,
+    ] = _LIMITS.queue,
     per_client: Annotated[
         int, typer.Option("--per-client", min=1, help="Requests of one address at a time.")
-    ] = 16,
+    ] = _LIMITS.per_client,
     batch: Annotated[
         int, typer.Option("--batch", min=1, help="Photos that are captioned together, at most.")
-    ] = 16,
+    ] = _LIMITS.batch,
     revision: Revision = None,
     encoder: EncoderPlace = None,
     device: Device = "auto",
@@ -558,9 +558,9 @@ def serve(
     from regard.apps.serve import start
 
     start(
-        model, host=host, port=port, names=name or (), megabytes=megabytes, megapixels=megapixels,
-        seconds=seconds, queue=queue, per_client=per_client, batch=batch, revision=revision,
-        encoder=encoder, device=device, say=typer.echo,
+        model, Limits(megabytes, megapixels, seconds, queue, per_client, batch), host=host,
+        port=port, names=name or (), revision=revision, encoder=encoder, device=device,
+        say=typer.echo,
     )  # fmt: skip
 
 
@@ -655,8 +655,6 @@ def evaluate(
 
     Exit code 1 if a score that was asked for could not be had; the others still come.
     """
-    from regard.captioner import require_own
-    from regard.describe import Decoding
     from regard.ensemble import read_ensemble
     from regard.evaluation import (
         Extras,
@@ -681,16 +679,9 @@ def evaluate(
             device=device,
         )
     else:
-        decoding = Decoding(
-            beam=beam, groups=groups, diversity=diversity, min_length=min_length,
-            max_length=max_length, length_penalty=length_penalty, no_repeat=no_repeat,
-            forbid=tuple(forbid or ()), prefix=prefix, sampling=sampling, temperature=temperature,
-            top_k=top_k, top_p=top_p, seed=seed, count=count,
-        )  # fmt: skip
+        decoding = _decoding(locals())
         judge = _reranker(rerank, device)
-        if len(model) > 1:
-            require_own(model, revision=revision)
-        if find_finished(model[0], revision=revision) is not None:
+        if len(model) == 1 and find_finished(model[0], revision=revision) is not None:
             finished = load_finished(model[0], revision=revision, device=device)
             _note_commit(model[0], finished.folder)
             with _bar("captions") as said:
@@ -898,6 +889,14 @@ def _read(
     return dataset
 
 
+def _decoding(options: Mapping[str, Any]) -> Decoding:
+    """How captions are chosen, by a command's options: one of the same name for each field."""
+    from regard.describe import Decoding
+
+    chosen = {field.name: options[field.name] for field in fields(Decoding)}
+    return Decoding(**chosen | {"forbid": tuple(chosen["forbid"] or ())})
+
+
 def _reranker(source: str | None, device: str) -> Clip | None:
     if source is None:
         return None
@@ -925,20 +924,9 @@ def _warn(text: str) -> None:
 @contextmanager
 def _bar(unit: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar with a rate and the time left; it appears with the first report."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from regard.apps.bars import counting_bar
 
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
-        console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty(),
-    ) as progress:  # fmt: skip
+    with counting_bar("rate") as progress:
         task = progress.add_task(unit, total=None, visible=False, rate="")
 
         def advance(done: int, total: int) -> None:
@@ -954,15 +942,7 @@ def _bar(unit: str) -> Iterator[Callable[[int, int], None]]:
 @contextmanager
 def _training_bar() -> Iterator[Any]:
     """What is shown of a training: bars on a terminal, and a line an epoch everywhere."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
+    from regard.apps.bars import counting_bar
     from regard.training.loop import Progress as Done
     from regard.training.loop import Watch
     from regard.training.run import Listener
@@ -970,11 +950,7 @@ def _training_bar() -> Iterator[Any]:
     if os.environ.get("LOCAL_RANK", "0") != "0":
         yield Listener()
         return
-    with _bar("photos") as encoded, Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("{task.fields[state]}"), TimeRemainingColumn(),
-        console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty(),
-    ) as bar:  # fmt: skip
+    with _bar("photos") as encoded, counting_bar("state") as bar:
         task = bar.add_task("training", total=None, visible=False, state="")
 
         def begin(done: int, steps_per_epoch: int, steps: int) -> None:

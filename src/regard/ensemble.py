@@ -12,6 +12,8 @@ from torch import Tensor
 
 from regard.checkpoint import Model, read_model
 from regard.errors import ModelError
+from regard.exported import find_exported
+from regard.finished import find_finished
 from regard.models.decoder import Speaker
 from regard.models.encoders import Encoder
 from regard.models.together import Together, side_by_side
@@ -94,14 +96,30 @@ def read_ensemble(
     """Read models, as :func:`regard.checkpoint.read_model` does each.
 
     Args:
-        sources: runs, model folders or hub ids, at least one.
+        sources: runs, model folders or hub ids of regard's own.
         encoder: another place of the encoders' weights than the folders name.
         revision: commit or tag of the hub ids.
 
     Raises:
-        ModelError: one cannot be read, or their vocabularies differ.
+        ModelError: one cannot be read, or is a finished or exported captioner beside others; or
+            their vocabularies differ; or there is none.
     """
+    if not sources:
+        raise ModelError("There is no model. Give a run, a model folder, or a hub id.")
+    if len(sources) > 1:
+        for source in sources:
+            _require_own(source, revision)
     return Ensemble(tuple(read_model(s, encoder=encoder, revision=revision) for s in sources))
+
+
+def _require_own(source: str | Path, revision: str | None) -> None:
+    finished = find_finished(source, revision=revision) is not None
+    if finished or find_exported(source, revision=revision) is not None:
+        raise ModelError(
+            f"{source} cannot caption together with others: it is "
+            f"{'a finished' if finished else 'an exported'} captioner. Take models that "
+            "`regard train` wrote, or this one alone."
+        )
 
 
 def _name(model: Model) -> str:

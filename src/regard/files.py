@@ -4,13 +4,43 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from regard.errors import RegardError
+
+
+def write_whole(
+    path: Path, *content: bytes | memoryview, firmly: bool = True, beside: Path | None = None
+) -> None:
+    """Write a file of these parts that is never seen half written, whatever happens.
+
+    Args:
+        path: the file; its folder is there.
+        content: the parts.
+        firmly: whether it is waited for to be on the disk.
+        beside: what it is called until it is whole; none is a name that no other process takes.
+
+    Raises:
+        OSError: it cannot be written; nothing is left of it.
+    """
+    temporary = beside or path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            for part in content:
+                file.write(part)
+            if firmly:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:

@@ -123,7 +123,10 @@ def beam_search(
         if groups == 1:
             chosen = _best(scores, totals, going, most)
         else:
-            chosen = _best_apart(scores, totals, places, beam, groups, diversity, most, rules.end)
+            chosen = _best_apart(
+                scores, totals, going, most, places=places, beam=beam, groups=groups,
+                diversity=diversity, end=rules.end,
+            )  # fmt: skip
         totals, parents, ids, words = chosen
         alive = (torch.arange(totals.shape[1]) < places.unsqueeze(1)) & totals.isfinite()
         ended = alive & (ids == rules.end)
@@ -383,27 +386,29 @@ def _best(scores: Tensor, totals: Tensor, going: Tensor, most: int) -> _Best:
 def _best_apart(
     scores: Tensor,
     totals: Tensor,
+    going: Tensor,
+    most: int,
+    *,
     places: Tensor,
     beam: Tensor,
     groups: int,
     diversity: float,
-    most: int,
     end: int,
 ) -> _Best:
     """As :func:`_best`, each group after the earlier ones of its photo.
 
     Args:
-        scores: ``(R, V)``.
-        totals: ``(P, W)``.
+        scores: ``(R, V)``, as of :func:`_best`.
+        totals: ``(P, W)``, too.
+        going: ``(P, W)``, too.
+        most: continuations of each beam.
         places: ``(P,)``: how many continuations of a beam count.
         beam: ``(P,)``: number of the photo times ``groups``, plus that of the group.
         groups: G.
         diversity: lambda.
-        most: continuations of each beam.
         end: id that ends a caption, which all groups may say at once.
     """
     scores = scores.cpu()
-    going = totals.isfinite()
     row_of = _in_table(torch.arange(len(scores)), going)  # (P, W)
     spoken = torch.zeros(int(beam.max()) // groups + 1, scores.shape[-1])  # by photo: how often
     parts: list[tuple[Tensor, _Best]] = []

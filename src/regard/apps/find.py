@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from regard.apps.journal import Journal
+from regard.apps.journal import Journal, record_at
 from regard.apps.tables import ENDINGS, read_table
 from regard.errors import ConfigError, RegardError
 from regard.text.tokenise import tokenise
@@ -76,8 +76,8 @@ def find_captions(query: str, file: Path, *, limit: int = 20) -> Found:
 def _read(file: Path, rows: list[tuple[int | str]]) -> Iterator[dict[str, Any]]:
     """The records: as JSON, or by where they begin in the file."""
     if file.suffix.lower() == ".jsonl":
-        with closing(Journal(file, read_only=True)) as journal:
-            yield from (journal.at(int(place)) for (place,) in rows)
+        with file.open("rb") as stream:
+            yield from (record_at(stream, int(place)) for (place,) in rows)
     else:
         yield from (json.loads(str(made)) for (made,) in rows)
 

@@ -12,10 +12,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,9 +21,10 @@ from urllib.parse import quote
 
 import regard
 from regard.apps.journal import cannot_write
+from regard.apps.pages import small_jpeg, with_commons
 from regard.apps.records import path_of, picture_key
-from regard.apps.scripts import gaze_script, with_policy
 from regard.errors import ConfigError, PhotoError
+from regard.files import replaced_folder, write_whole
 from regard.images import open_photo
 
 PART = 240
@@ -94,10 +93,10 @@ def write_gallery(folder: Path, records: Iterable[Mapping[str, Any]], *, title: 
     kept: set[str] = set()
     failed = 0
     try:
-        parts = folder / "records.new"
-        shutil.rmtree(parts, ignore_errors=True)
-        parts.mkdir()
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
+        with (
+            replaced_folder(folder / "records") as parts,
+            ThreadPoolExecutor(os.cpu_count()) as threads,
+        ):
             while group := list(islice(waiting, PART)):
                 shown = list(threads.map(lambda made: _shown(made, folder), group))
                 kept |= {one["thumbnail"] for one in shown if one.get("thumbnail")}
@@ -108,8 +107,6 @@ def write_gallery(folder: Path, records: Iterable[Mapping[str, Any]], *, title: 
                 file = parts / f"{len(sizes):04}.js"
                 file.write_text(f"arrived({len(sizes)}, {text});\n", "utf-8")
                 sizes.append(len(group))
-        shutil.rmtree(folder / "records", ignore_errors=True)
-        parts.rename(folder / "records")
         _write_page(folder, sizes, failed, title or "Captioned photos")
         for file in (folder / "thumbnails").glob("*/*.jpg"):
             if file.relative_to(folder).as_posix() not in kept:
@@ -122,11 +119,8 @@ def write_gallery(folder: Path, records: Iterable[Mapping[str, Any]], *, title: 
 def _write_page(folder: Path, sizes: list[int], failed: int, title: str) -> None:
     template = Path(__file__).with_name("gallery.html").read_text(encoding="utf-8")
     known = json.dumps({"sizes": sizes, "failed": failed, "title": title}).replace("<", "\\u003c")
-    page = template.replace("REGARD-VERSION", regard.__version__)
-    page = page.replace("GAZE-SCRIPT", gaze_script()).replace("GALLERY", known, 1)
-    beside = folder / "index.html.new"
-    beside.write_text(with_policy(page), "utf-8")
-    beside.replace(folder / "index.html")
+    page = template.replace("REGARD-VERSION", regard.__version__).replace("GALLERY", known, 1)
+    write_whole(folder / "index.html", with_commons(page).encode())
 
 
 def _shown(made: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -156,17 +150,9 @@ def _thumbnail(path: str, made: Mapping[str, Any], folder: Path) -> str | None:
     file = folder / name
     if not file.exists():
         try:
-            small = open_photo(path)
+            content = small_jpeg(open_photo(path), LONG_SIDE)
         except PhotoError:
             return None
-        small.thumbnail((LONG_SIDE, LONG_SIDE))
         file.parent.mkdir(exist_ok=True)
-        beside = file.with_suffix(".new")
-        try:
-            small.save(beside, "JPEG", quality=82)
-            beside.replace(file)
-        except OSError:
-            with suppress(OSError):
-                beside.unlink(missing_ok=True)
-            raise
+        write_whole(file, content, firmly=False)
     return name

@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -80,8 +80,7 @@ class Journal:
 
     def at(self, offset: int) -> dict[str, Any]:
         """The record that begins there."""
-        self._stream.seek(offset)
-        return from_line(self._stream.readline())
+        return record_at(self._stream, offset)
 
     def places(self) -> list[int]:
         """Where the records begin that counted when it was opened, in their order."""
@@ -114,6 +113,7 @@ class Journal:
         """Take out what is superseded and let go of the file."""
         try:
             if self._superseded and not self._read_only:
+                self._read()  # what was added too
                 self._tidy()
         finally:
             self._let_go()
@@ -154,8 +154,6 @@ class Journal:
 
     def _tidy(self) -> None:
         """A new file of each photo's last record, in place of this one and as firmly ours."""
-        self._read()
-        kept = np.sort(self._offsets)
         beside = self.file.with_name(self.file.name + ".new")
         try:
             descriptor = _opened(beside)
@@ -164,7 +162,7 @@ class Journal:
                 self.file.open("rb") as old,
                 open(os.dup(descriptor), "wb") as new,  # noqa: PTH123 - of a descriptor
             ):
-                for offset in kept.tolist():
+                for offset in self.places():
                     old.seek(offset)
                     new.write(old.readline())
                 new.flush()
@@ -177,6 +175,12 @@ class Journal:
         self._stream.close()
         self._descriptor, self._stream = descriptor, self.file.open("rb")
         self._superseded = 0
+
+
+def record_at(stream: BinaryIO, offset: int) -> dict[str, Any]:
+    """The record that begins there in an open file of records."""
+    stream.seek(offset)
+    return from_line(stream.readline())
 
 
 def read_journal(file: Path) -> Iterator[dict[str, Any]]:

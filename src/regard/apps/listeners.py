@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import typer
 
+from regard.apps.bars import counting_bar
 from regard.apps.records import name_of, shown
 from regard.errors import ConfigError
 
@@ -35,26 +36,11 @@ class Text:
     """
 
     def __init__(self, *, captions: bool, count: int = 1, quiet: bool = False) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
         self._captions, self._count, self._quiet = captions and not quiet, count, quiet
         self._many = False
-        console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("captions"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
-            console=console, transient=True, disable=quiet or not console.is_terminal,
-            # What is printed goes above the bar, but never through it: pipes get plain lines.
-            redirect_stdout=sys.stdout.isatty(), redirect_stderr=False,
-        )  # fmt: skip
-        self._task = self._progress.add_task("", total=None, rate="", visible=False)
+        # What is printed goes above the bar, but never through it: pipes get plain lines.
+        self._progress = counting_bar("rate", hidden=quiet, redirect_stdout=sys.stdout.isatty())
+        self._task = self._progress.add_task("captions", total=None, rate="", visible=False)
 
     def begin(self, total: int | None) -> None:
         """Show the bar, if there are several photos."""

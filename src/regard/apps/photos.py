@@ -14,9 +14,11 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from regard.apps.alt_text import alt_text
 from regard.apps.gallery import check_place, make_place, write_gallery
 from regard.apps.hashes import Hashes, hash_of
 from regard.apps.journal import Journal, Known, cannot_write, read_journal
@@ -219,13 +221,20 @@ class _Run:
         self._captioner, self._decoding, self._outputs = captioner, decoding, outputs
         self._listener, self._clip, self._journal = listener, clip, journal
         self._tally, self._dry_run, self._clock = tally, dry_run, clock
-        settings = {**asdict(decoding), "alt": outputs.alt, "clip": clip and clip.weights_hash}
-        self._by = f"{captioner.identity[:16]}-{hash_of(json.dumps(settings)):016x}"
         self._waiting: deque[Named] = deque()
         self._ready: list[tuple[dict[str, Any], Known | None]] = []
         self._recorded = clock()
         self._given: frozenset[str] = frozenset()
         self._pictures = Hashes()
+
+    @cached_property
+    def _by(self) -> str:
+        """Who captions and how: where there are records, for to know it may take a second."""
+        settings = asdict(self._decoding) | {
+            "alt": self._outputs.alt,
+            "clip": self._clip and self._clip.weights_hash,
+        }
+        return f"{self._captioner.identity[:16]}-{hash_of(json.dumps(settings)):016x}"
 
     def caption(self, photos: Photos, total: int | None) -> None:
         """Caption and record all of them."""
@@ -245,11 +254,14 @@ class _Run:
                 self._found(photo, photo.problem)
                 continue
             known = None if self._journal is None else self._journal.find(photo.key)
-            done = done_state(photo.size, photo.modified, self._by)
-            if known is not None and known.state == done and photo.size >= 0:
+            if (
+                known is not None
+                and photo.size >= 0
+                and known.state == done_state(photo.size, photo.modified, self._by)
+            ):
                 self._known(known)
-                continue
-            yield photo
+            else:
+                yield photo
 
     def _queued(self, photos: Photos) -> Iterator[Named]:
         for photo in self.to_do(photos):
@@ -270,19 +282,20 @@ class _Run:
                 found = replace(found, best=ordered[0], others=tuple(ordered[1:]))
             except PhotoError as error:  # it vanished meanwhile
                 found = error
-        made = full_record(
-            photo, found, by=self._by, count=self._decoding.count, alt=self._outputs.alt,
-            gaze=self._outputs.gallery is not None,
-        )  # fmt: skip
         if isinstance(found, PhotoError):
             self._tally.failed[found.reason] += 1
             self._listener.failed(photo.path, found)
         else:
             self._tally.captioned += 1
-            self._listener.captioned(photo.path, found, made.get("alt_text"))
+            alt = alt_text(found.text) if self._outputs.alt else None
+            self._listener.captioned(photo.path, found, alt)
             if self._outputs.gaze is not None:
                 self._draw(photo.path, found, self._outputs.gaze)
         if self._journal is not None and not self._dry_run:
+            made = full_record(
+                photo, found, by=self._by, count=self._decoding.count, alt=self._outputs.alt,
+                gaze=self._outputs.gallery is not None,
+            )  # fmt: skip
             known = self._journal.find(photo.key)
             if known is None or known.state != state_of(made) or "error" not in made:
                 self._ready.append((made, known))

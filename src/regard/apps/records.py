@@ -41,20 +41,13 @@ def record(path: str | Path, found: PhotoCaption | PhotoError, *, count: int = 1
             for word, p in zip(found.words, found.log_probabilities, strict=True)
         ],
     }
-    if found.best.similarity is None:
-        if count > 1:
-            made["candidates"] = [
-                {"caption": c.text, "score": round(c.score, 6)}
-                for c in (found.best, *found.others)[:count]
-            ]
-    else:
+    candidates = (found.best, *found.others)
+    ordered = found.best.similarity is not None  # by a CLIP
+    if ordered or count > 1:
         made["candidates"] = [
-            {
-                "caption": c.text,
-                "score": round(c.score, 6),
-                "similarity": round(c.similarity or 0.0, 6),
-            }
-            for c in (found.best, *found.others)
+            {"caption": one.text, "score": round(one.score, 6)}
+            | ({"similarity": round(one.similarity or 0.0, 6)} if ordered else {})
+            for one in (candidates if ordered else candidates[:count])
         ]
     return made
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import re
 import shutil
 import uuid
@@ -14,8 +13,9 @@ from typing import Any
 
 from PIL import Image
 
-from regard.apps.scripts import gaze_script, with_policy
+from regard.apps.pages import small_jpeg, with_commons
 from regard.errors import ConfigError, MissingExtraError, RegardError
+from regard.files import write_whole
 
 LONG_SIDE = 480
 """Of a photo in the page, in pixels."""
@@ -40,11 +40,8 @@ def check_place(out: Path) -> None:
 
 def embedded_photo(photo: Image.Image) -> str:
     """A photo as a data URI that a page can hold: a JPEG of at most :data:`LONG_SIDE`."""
-    small = photo.convert("RGB")
-    small.thumbnail((LONG_SIDE, LONG_SIDE))
-    stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=82, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    content = base64.b64encode(small_jpeg(photo, LONG_SIDE)).decode("ascii")
+    return f"data:image/jpeg;base64,{content}"
 
 
 @contextmanager
@@ -84,12 +81,7 @@ def write_page(content: Mapping[str, Any], figures: Path, out: Path) -> Path:
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for figure in figures.iterdir():
         figure.replace(out / "figures" / figure.name)
-    beside = out / f".{uuid.uuid4().hex}.new"
-    try:
-        beside.write_text(page, encoding="utf-8")
-        beside.replace(out / "index.html")
-    finally:
-        beside.unlink(missing_ok=True)
+    write_whole(out / "index.html", page.encode())
     for name in set(_FIGURE.findall(old)) - set(_FIGURE.findall(page)):
         (out / "figures" / name).unlink(missing_ok=True)
     return out / "index.html"
@@ -100,11 +92,11 @@ def _rendered(content: Mapping[str, Any]) -> str:
         from jinja2 import Environment, StrictUndefined
     except ImportError as error:
         raise MissingExtraError("the report", "report") from error
-    template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
+    template = with_commons(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return with_policy(environment.from_string(template).render(content, gaze_script=gaze_script()))
+    return environment.from_string(template).render(content)
 
 
 def _old_page(out: Path) -> str:

@@ -10,7 +10,6 @@ what is empty: a new sidecar is not waited for to be on the disk, which takes lo
 from __future__ import annotations
 
 import errno
-import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from regard.apps.alt_text import alt_text
 from regard.apps.hashes import hash_of
 from regard.apps.records import path_of
 from regard.errors import ConfigError
+from regard.files import write_whole
 
 Record = Mapping[str, Any]
 
@@ -49,7 +49,7 @@ class Sidecar(ABC):
             return wanted.why
         try:
             if wanted != there:
-                _write(file, wanted, firmly=there is not None)
+                _write(file, wanted, firmly=there is not None)  # a person wrote what is there
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
                 raise
@@ -174,16 +174,7 @@ def _read(file: Path) -> bytes | None:
 def _write(file: Path, content: bytes, *, firmly: bool) -> None:
     # Of a name of its own: runs with other records may write in this folder at the same time.
     beside = file.with_name(f".{hash_of(file.name):016x}.regard.new")
-    try:
-        with beside.open("wb") as stream:
-            stream.write(content)
-            if firmly:  # what a person wrote is in it
-                stream.flush()
-                os.fsync(stream.fileno())
-        beside.replace(file)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
+    write_whole(file, content, firmly=firmly, beside=beside)
 
 
 # XMP

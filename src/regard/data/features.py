@@ -35,8 +35,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regard.data.fingerprints import content_hash, fingerprint_photos
-from regard.data.shards import Features, Place, Shard, write_shard, write_whole
+from regard.data.shards import Features, Place, Shard, write_shard
 from regard.errors import CacheError, DataError, ModelError, PhotoError
+from regard.files import write_whole
 from regard.images import VIEWS, Preparation, View, Viewed, open_photo
 from regard.models.lanes import lanes
 

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from regard.files import write_whole
+
 Features = NDArray[np.float16]
 
 
@@ -135,18 +137,3 @@ def write_shard(
         header,
         *values,
     )
-
-
-def write_whole(path: Path, *content: bytes | memoryview) -> None:
-    """Write a file of these parts that is never seen half written, whatever happens."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            for part in content:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

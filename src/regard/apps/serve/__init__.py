@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from regard.errors import ConfigError, MissingExtraError
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a server lets clients ask of it."""
+
+    megabytes: float = 20.0
+    """Of a photo's file, in 10^6 bytes."""
+    megapixels: float = 50.0
+    """Of a photo, in 10^6 pixels."""
+    seconds: float = 30.0
+    """For an upload, and for a caption."""
+    queue: int = 64
+    """Photos that wait for a model."""
+    per_client: int = 16
+    """Requests of one address at a time."""
+    batch: int = 16
+    """Photos that are captioned together."""
+
+
 def start(
     models: Sequence[str],
+    limits: Limits,
     *,
     host: str,
     port: int,
@@ -17,12 +37,12 @@ def start(
     encoder: str | None,
     device: str,
     say: Callable[[str], None],
-    **limits: float,
 ) -> None:
     """Load captioners and serve them until interrupted.
 
     Args:
         models: each a source of :func:`regard.captioner.load`, perhaps after ``NAME=``.
+        limits: of what clients may ask.
         host: address to listen at.
         port: 0 is a free one.
         names: that browsers know the server by, beside those of this machine itself; where other
@@ -31,7 +51,6 @@ def start(
         encoder: where the encoders' weights are.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         say: is told the address.
-        limits: those of :class:`regard.apps.serve.application.Limits`.
 
     Raises:
         ConfigError: two models have one name, or the address cannot be had.
@@ -39,7 +58,7 @@ def start(
         ModelError: a model cannot be loaded.
     """
     try:
-        from regard.apps.serve.application import Limits, build_application, serve
+        from regard.apps.serve.application import build_application, serve
     except ImportError as error:
         if (error.name or "").startswith("regard"):
             raise
@@ -61,11 +80,7 @@ def start(
     }
     own = ("localhost", "127.0.0.1", "[::1]")
     open_to_all = host not in ("127.0.0.1", "::1", "localhost") and not names
-    app = build_application(
-        captioners,
-        Limits(**limits),  # type: ignore[arg-type]
-        hosts=("*",) if open_to_all else (*own, *names),
-    )
+    app = build_application(captioners, limits, hosts=("*",) if open_to_all else (*own, *names))
     serve(app, host=host, port=port, on_start=lambda url: say(f"regard is at {url}"))
 
 

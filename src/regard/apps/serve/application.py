@@ -12,7 +12,6 @@ import contextlib
 import time
 from collections import Counter as Counts
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,8 +25,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 import regard
-from regard.apps.scripts import gaze_script, with_policy
-from regard.apps.serve import schema
+from regard.apps.pages import with_commons
+from regard.apps.serve import Limits, schema
 from regard.apps.serve.batching import Batcher, QueueFullError
 from regard.captioner import AnyCaptioner, PhotoCaption
 from regard.describe import Decoding
@@ -50,24 +49,6 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a server lets clients ask of it."""
-
-    megabytes: float = 20.0
-    """Of a photo's file, in 10^6 bytes."""
-    megapixels: float = 50.0
-    """Of a photo, in 10^6 pixels."""
-    seconds: float = 30.0
-    """For an upload, and for a caption."""
-    queue: int = 64
-    """Photos that wait for a model."""
-    per_client: int = 16
-    """Requests of one address at a time."""
-    batch: int = 16
-    """Photos that are captioned together."""
 
 
 class Problem(Exception):
@@ -350,8 +331,7 @@ def _answer_problems(app: FastAPI) -> None:
 
 def _page() -> str:
     template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    page = template.replace("REGARD-VERSION", regard.__version__)
-    return with_policy(page.replace("GAZE-SCRIPT", gaze_script()))
+    return with_commons(template.replace("REGARD-VERSION", regard.__version__))
 
 
 def serve(app: FastAPI, *, host: str, port: int, on_start: Callable[[str], Any]) -> None:
