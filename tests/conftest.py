@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +33,41 @@ def browser() -> Iterator[Any]:
         opened = started.chromium.launch(executable_path=program, args=quiet.split())
         yield opened
         opened.close()
+
+
+@pytest.fixture
+def opened(browser: Any) -> Iterator[Callable[..., Any]]:
+    """A function that opens a page at an address, with options of a browser's context.
+
+    Nothing else may be asked for than ``allowed`` says, and no error may come of it but those
+    that have ``forgiven`` in their text.
+    """
+    contexts: list[Any] = []
+    wrong: list[str] = []
+
+    def open_page(
+        address: str, *, allowed: Callable[[str], bool], forgiven: str | None = None, **options: Any
+    ) -> Any:
+        def judge(route: Any) -> None:
+            if not allowed(route.request.url):
+                wrong.append(route.request.url)
+            route.continue_()
+
+        def hear(said: Any) -> None:
+            if said.type == "error" and (forgiven is None or forgiven not in said.text):
+                wrong.append(said.text)
+
+        context = browser.new_context(**options)
+        contexts.append(context)
+        context.set_default_timeout(10_000)
+        context.route("**/*", judge)
+        page = context.new_page()
+        page.on("console", hear)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.goto(address)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert wrong == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,9 +101,17 @@ def run(photos, outputs: Outputs | None = None, captioner: Mute | None = None, *
     return ear
 
 
-def draw(file: Path, seed: int = 0, size: tuple[int, int] = (12, 8)) -> Path:
-    """A photo unlike others."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+def photo(seed: int = 0, size: tuple[int, int] = (30, 20), kind: str = "PNG") -> bytes:
+    """The file of a photo unlike others."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
-    Image.fromarray(pixels).save(file)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind)
+    return stream.getvalue()
+
+
+def draw(file: Path, seed: int = 0, size: tuple[int, int] = (12, 8)) -> Path:
+    """A photo unlike others, of the kind that its name says."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    kind = "JPEG" if file.suffix.lower() == ".jpg" else "PNG"
+    file.write_bytes(photo(seed, size, kind))
     return file

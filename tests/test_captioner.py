@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+import folders
 from regard.build import build_decoder, build_encoder
 from regard.captioner import Captioner, PhotoCaption
 from regard.checkpoint import Model
@@ -46,11 +45,7 @@ def captioner() -> Captioner:
 
 @pytest.fixture(scope="module")
 def photos() -> list[bytes]:
-    colours = np.random.default_rng(0).integers(0, 256, (7, 12, 16, 3), dtype=np.uint8)
-    files = [io.BytesIO() for _ in colours]
-    for file, pixels in zip(files, colours, strict=True):
-        Image.fromarray(pixels).save(file, "PNG")
-    return [file.getvalue() for file in files]
+    return [folders.photo(i, (16, 12)) for i in range(7)]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 16])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+import folders
 import regard
 from regard.build import build_decoder, build_encoder
 from regard.captioner import Captioner, EnsembleCaptioner
@@ -51,11 +50,7 @@ def members() -> list[Model]:
 
 @pytest.fixture(scope="module")
 def photos() -> list[bytes]:
-    colours = np.random.default_rng(0).integers(0, 256, (5, 12, 16, 3), dtype=np.uint8)
-    files = [io.BytesIO() for _ in colours]
-    for file, pixels in zip(files, colours, strict=True):
-        Image.fromarray(pixels).save(file, "PNG")
-    return [file.getvalue() for file in files]
+    return [folders.photo(i, (16, 12)) for i in range(5)]
 
 
 @pytest.mark.parametrize(

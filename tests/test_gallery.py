@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,31 +41,19 @@ def place(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def visit(browser, place) -> Iterator[Callable[..., Any]]:
-    """A function that opens the page; no error and no request elsewhere may come of it."""
-    contexts, wrong = [], []
+def visit(opened, place) -> Callable[..., Any]:
+    """A function that opens the page; nothing may be asked for but what is in its folder."""
 
-    def judge(route: Any) -> None:
-        if not route.request.url.startswith(f"file://{place}/page/"):
-            wrong.append(route.request.url)
-        route.continue_()
-
-    def opened(**options: Any) -> Any:
-        context = browser.new_context(**{"viewport": {"width": 900, "height": 700}, **options})
-        contexts.append(context)
-        context.set_default_timeout(10_000)
-        context.route("**/*", judge)
-        page = context.new_page()
-        page.on("console", lambda said: said.type == "error" and wrong.append(said.text))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.goto((place / "page" / "index.html").as_uri())
+    def visited(**options: Any) -> Any:
+        page = opened(
+            (place / "page" / "index.html").as_uri(),
+            allowed=lambda address: address.startswith(f"file://{place}/page/"),
+            **{"viewport": {"width": 900, "height": 700}, **options},
+        )
         page.locator(".grid li").first.wait_for()
         return page
 
-    yield opened
-    for context in contexts:
-        context.close()
-    assert wrong == []
+    return visited
 
 
 def lit(page: Any, card: Any) -> list[float]:

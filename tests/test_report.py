@@ -7,7 +7,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -326,31 +326,15 @@ def test_charts_take_the_colours_of_the_page(tmp_path):
 
 
 @pytest.fixture
-def visit(browser, place) -> Iterator[Callable[..., Any]]:
-    """A function that opens a report; no error and no request but for the page may come of it."""
-    contexts, wrong = [], []
+def visit(opened, place) -> Callable[..., Any]:
+    """A function that opens a report; nothing may be asked for but the page."""
 
-    def judge(route: Any) -> None:
-        address = route.request.url
-        if not address.startswith(f"file://{place}") or not address.endswith("/index.html"):
-            wrong.append(address)
-        route.continue_()
+    def allowed(address: str) -> bool:
+        return address.startswith(f"file://{place}") and address.endswith("/index.html")
 
-    def open_report(name: str, **options: Any) -> Any:
-        context = browser.new_context(**options)
-        contexts.append(context)
-        context.set_default_timeout(10_000)
-        context.route("**/*", judge)
-        page = context.new_page()
-        page.on("console", lambda said: said.type == "error" and wrong.append(said.text))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.goto((place / name / "index.html").as_uri())
-        return page
-
-    yield open_report
-    for context in contexts:
-        context.close()
-    assert wrong == []
+    return lambda name, **options: opened(
+        (place / name / "index.html").as_uri(), allowed=allowed, **options
+    )
 
 
 PIXELS = """canvas => Array.from(canvas.getContext('2d').getImageData(

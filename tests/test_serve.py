@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 import tiny
-from folders import Mute, spelled
+from folders import Mute, photo, spelled
 from regard.apps.alt_text import alt_text
 from regard.apps.serve import Limits, _named, start
 from regard.apps.serve.batching import Batcher, QueueFullError
@@ -53,13 +53,6 @@ class Slow(Mute):
         self.batches.append(len(prepared))
         assert self.go_on.wait(20)
         return super()._say(prepared, decoding)
-
-
-def photo(seed: int = 0, size: tuple[int, int] = (30, 20), kind: str = "PNG") -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, kind)
-    return stream.getvalue()
 
 
 def pixels_of(content: bytes) -> bytes:
@@ -245,25 +238,31 @@ def test_what_waits_together_is_one_batch_and_each_gets_its_own():
     assert len(slow.batches) <= 6  # 1, then 20 or so in batches of at most 8, then those of beam 1
 
 
-def test_too_many_are_sent_away_and_told_when_to_come_back():
+@pytest.mark.parametrize(
+    ("limits", "accepted", "status", "code"),
+    [
+        ({"queue": 2, "per_client": 16}, 3, 503, "busy"),
+        ({"queue": 16, "per_client": 4}, 4, 429, "too_many_requests"),
+    ],
+)
+def test_too_many_are_sent_away_and_told_when_to_come_back(limits, accepted, status, code):
     slow = Slow()
     with (
-        served({"slow": slow}, queue=2, per_client=5) as address,
+        served({"slow": slow}, **limits) as address,
         concurrent.futures.ThreadPoolExecutor(12) as clients,
     ):
-        answers = [clients.submit(post, address, photo(i)) for i in range(12)]
-        deadline = time.monotonic() + 15
-        while sum(answer.done() for answer in answers) < 9 and time.monotonic() < deadline:
+        answers = [clients.submit(post, address, photo(0))]
+        slow.wait_until_busy()
+        answers += [clients.submit(post, address, photo(i)) for i in range(1, accepted)]
+        while _count(address, 'regard_waiting_photos{model="slow"}') < accepted - 1:
             time.sleep(0.02)
+        refused = [clients.submit(post, address, photo(i)).result() for i in range(5)]
         slow.go_on.set()
-        found = [answer.result() for answer in answers]
-    kinds = [answer.status_code for answer in found]
-    assert kinds.count(200) >= 3
-    assert set(kinds) == {200, 429, 503}
-    for answer in found:
-        if answer.status_code != 200:
-            assert int(answer.headers["retry-after"]) >= 1
-            assert answer.json()["error"]["code"] in ("busy", "too_many_requests")
+        assert [answer.result().status_code for answer in answers] == [200] * accepted
+    for answer in refused:
+        assert answer.status_code == status
+        assert int(answer.headers["retry-after"]) >= 1
+        assert answer.json()["error"]["code"] == code
 
 
 def test_a_caption_that_takes_too_long_is_given_up_and_not_computed():
@@ -373,28 +372,12 @@ def test_wrong_uses_of_the_command_say_so(trained):
 
 
 @pytest.fixture
-def page(browser, address, request) -> Iterator[Any]:
-    """The page; no error and no request elsewhere may come of it, but for photos it refuses."""
-    context = browser.new_context(**getattr(request, "param", {}))
-    context.set_default_timeout(10_000)
-    wrong: list[str] = []
-
-    def judge(route: Any) -> None:
-        if not route.request.url.startswith(address):
-            wrong.append(route.request.url)
-        route.continue_()
-
-    context.route("**/*", judge)
-    opened = context.new_page()
-    opened.on("pageerror", lambda error: wrong.append(str(error)))
-    opened.on(
-        "console",
-        lambda said: said.type == "error" and "415" not in said.text and wrong.append(said.text),
+def page(opened, address, request) -> Any:
+    """The page; nothing may be asked for elsewhere, and it may refuse what is no photo."""
+    options = getattr(request, "param", {})
+    return opened(
+        address, allowed=lambda asked: asked.startswith(address), forgiven="415", **options
     )
-    opened.goto(address)
-    yield opened
-    context.close()
-    assert wrong == []
 
 
 def give(page: Any, *contents: bytes) -> None:
