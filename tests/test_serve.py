@@ -311,8 +311,9 @@ def test_it_keeps_to_its_document(address, tmp_path):
     """Hundreds of requests, made from the OpenAPI document, good and bad."""
     pytest.importorskip("schemathesis", reason="schemathesis is not installed")
     done = subprocess.run(
-        [Path(sys.executable).with_name("schemathesis"), "run", f"{address}/openapi.json", "--max-examples", "25", "--seed", "1",
-         "--checks", "all", "--exclude-checks", "positive_data_acceptance", "--no-color"],
+        [Path(sys.executable).with_name("schemathesis"), "run", f"{address}/openapi.json",
+         "--max-examples", "25", "--seed", "1", "--checks", "all", "--exclude-checks",
+         "positive_data_acceptance", "--no-color"],
         capture_output=True, text=True, check=False, timeout=120, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:]
