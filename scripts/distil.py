@@ -3,7 +3,7 @@
     python scripts/distil.py DATA --teacher ENCODER --out FOLDER [--epochs N] [--channels A B C D]
 
 FOLDER/encoder is a folder that every command takes as --encoder; FOLDER/marks.csv has a line an
-epoch. The teacher's regions of twelve views of each training photo go to the feature cache first.
+epoch. The teacher's regions of some views of each training photo go to the feature cache first.
 The same command goes on where it was stopped.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from regard.data.batches import CachedRegions, PreparedPhotos
+from regard.data.batches import CachedRegions
 from regard.data.dataset import read_dataset
 from regard.data.features import build_features, build_views
 from regard.images import VIEWS, Preparation
@@ -28,6 +28,9 @@ from regard.models.resnet import ResNet
 from regard.models.sources import write_resnet
 from regard.training.distil import Class, Lessons, Marks, distil
 
+GROWTH = ((0.6, 128), (0.8, 160))
+"""Most epochs see photos of 128 pixels, then some of 160, the last those of the teacher's size."""
+
 
 def main() -> None:
     """Cache, teach, write."""
@@ -35,9 +38,10 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--epochs", type=int, default=90)
     parser.add_argument("--depth", type=int, default=18)
-    parser.add_argument("--channels", type=int, nargs=4, default=(48, 96, 192, 384))
+    parser.add_argument("--channels", type=int, nargs=4, default=(32, 96, 192, 384))
+    parser.add_argument("--views", type=int, default=6, help=f"at most {len(VIEWS)}")
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", type=Path)
@@ -49,18 +53,19 @@ def main() -> None:
     teacher = load_encoder(arguments.teacher)
     cache = arguments.cache
     whole = build_features([*learnt, *judged], teacher, cache, on_message=print)
-    others = build_views(learnt, teacher, cache, views=len(VIEWS), on_message=print)
+    others = build_views(learnt, teacher, cache, views=arguments.views, on_message=print)
 
     statistics = ImageStatistics()
     size = teacher.preparation.size
     preparation = Preparation(size=size, mean=statistics.mean, std=statistics.std)
     torch.manual_seed(arguments.seed)
-    student = ResNet(depth=arguments.depth, channels=tuple(arguments.channels))
+    student = ResNet(depth=arguments.depth, channels=tuple(arguments.channels), patches=True)
     if student.grid(*size) != teacher.grid:
         parser.error(f"the teacher's grid is {teacher.grid}, the student's {student.grid(*size)}")
     lessons = Lessons(
-        epochs=arguments.epochs, views=len(VIEWS), learning_rate=arguments.rate, seed=arguments.seed
-    )
+        epochs=arguments.epochs, views=arguments.views, learning_rate=arguments.rate,
+        growth=GROWTH, seed=arguments.seed,
+    )  # fmt: skip
     arguments.out.mkdir(parents=True, exist_ok=True)
     marks_file = arguments.out / "marks.csv"
 
@@ -79,12 +84,8 @@ def main() -> None:
 
     distil(
         student,
-        Class(
-            PreparedPhotos(preparation, learnt),
-            CachedRegions([whole, *others], learnt),
-            len(learnt),
-        ),
-        Class(PreparedPhotos(preparation, judged), CachedRegions([whole], judged), len(judged)),
+        Class(learnt, preparation, CachedRegions([whole, *others], learnt)),
+        Class(judged, preparation, CachedRegions([whole], judged)),
         lessons,
         device=find_device(arguments.device),
         state_file=arguments.out / "state.pt",
@@ -93,7 +94,7 @@ def main() -> None:
     write_resnet(arguments.out / "encoder", student, statistics)
     record = {
         "teacher": teacher.describe(),
-        "data": f"{dataset.name}, {len(learnt)} photos, {len(VIEWS)} views of each",
+        "data": f"{dataset.name}, {len(learnt)} photos, {lessons.views} views of each",
         "lessons": vars(lessons),
         "parameters": sum(p.numel() for p in student.parameters()),
         "machine": platform.processor() or platform.machine(),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from regard.data.batches import CachedRegions, PreparedPhotos
+from regard.data.batches import CachedRegions
 from regard.data.features import build_features, build_views
 from regard.images import VIEWS, Preparation
 from regard.models.encoders import Encoder, encoder_from_description, load_encoder
@@ -49,8 +49,7 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Class, Class]:
     prepared = Preparation((SIDE, SIDE))
 
     def some(chosen: list[Path]) -> Class:
-        photos, regions = PreparedPhotos(prepared, chosen), CachedRegions([whole, *others], chosen)
-        return Class(photos, regions, len(chosen))
+        return Class(chosen, prepared, CachedRegions([whole, *others], chosen))
 
     return some(paths[:32]), some(paths[32:])
 
@@ -92,6 +91,23 @@ def test_going_on_is_as_not_having_stopped(classes, tmp_path):
         assert torch.equal(value, again.state_dict()[name]), name
 
 
+def test_small_photos_come_first_and_teach(classes, tmp_path):
+    """A student of patches that sees quarters of the photos at first, with one region of each."""
+    torch.manual_seed(0)
+    student = ResNet(depth=18, channels=(8, 8, 12, 16), patches=True)
+    seen: list[tuple[int, ...]] = []
+    student.register_forward_hook(
+        lambda _, photos, out: seen.append((*photos[0].shape[2:], *out.shape[2:]))
+    )
+    lessons = replace(LESSONS, epochs=20, growth=((0.5, 32), (0.8, 48)))
+    _, marks = taught(classes, lessons, tmp_path / "state.pt", student)
+    shapes = [(32, 32, 1, 1), (48, 48, 2, 2), (64, 64, 2, 2)]
+    assert sorted(set(seen)) == shapes
+    assert seen == sorted(seen)  # growing
+    assert [seen.count(shape) for shape in shapes] == [50, 30, 20]  # four batches, one that judges
+    assert marks[-1].explained > max(0.05, marks[10].explained)
+
+
 def test_the_loss_of_seeing_nothing_is_one(classes, tmp_path):
     """The teacher's channels all count: a student that gives their means has a loss of 1."""
     learnt, _ = classes
@@ -106,8 +122,11 @@ def test_the_loss_of_seeing_nothing_is_one(classes, tmp_path):
     assert marks[0].loss == pytest.approx(1 + bias, abs=0.15)
 
 
-def test_a_student_is_kept_as_a_folder_that_encoders_are_read_from(classes, tmp_path):
-    student, _ = taught(classes, replace(LESSONS, epochs=1), tmp_path / "state.pt")
+@pytest.mark.parametrize("patches", [False, True])
+def test_a_student_is_kept_as_a_folder_that_encoders_are_read_from(classes, tmp_path, patches):
+    torch.manual_seed(0)
+    student = ResNet(depth=18, channels=(8, 8, 12, 16), patches=patches)
+    taught(classes, replace(LESSONS, epochs=1), tmp_path / "state.pt", student)
     write_resnet(tmp_path / "student", student, ImageStatistics())
     encoder = load_encoder(str(tmp_path / "student"), image_size=SIDE)
     photos = torch.randn(2, 3, SIDE, SIDE)
@@ -116,6 +135,7 @@ def test_a_student_is_kept_as_a_folder_that_encoders_are_read_from(classes, tmp_
     torch.testing.assert_close(encoder(photos), expected)  # the student is channels-last
     description = encoder.describe()
     assert description["channels"] == [8, 8, 12, 16]
+    assert description.get("patches", False) == patches
     again = encoder_from_description(description, frozen=True)
     again.load_state_dict(encoder.state_dict())
     assert again.weights_hash == encoder.weights_hash

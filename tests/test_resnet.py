@@ -36,3 +36,11 @@ def test_gradients_equal_transformers() -> None:
     theirs = dict(oracle.named_parameters())
     for name, parameter in resnet.named_parameters():
         torch.testing.assert_close(parameter.grad, theirs[oracle_name(name)].grad)
+
+
+@pytest.mark.parametrize("patches", [False, True])
+@pytest.mark.parametrize("size", [(32, 32), (63, 64), (65, 97), (224, 111), (226, 227)])
+def test_the_grid_is_that_of_the_features(patches, size):
+    network = ResNet(depth=18, channels=(8, 8, 8, 8), patches=patches).eval()
+    with torch.no_grad():
+        assert network(torch.zeros(1, 3, *size)).shape[2:] == network.grid(*size)

@@ -81,7 +81,9 @@ def load_encoder(
 def _resnet(pretrained: PretrainedResNet) -> ResNet:
     """A ResNet with these weights, of which all but the counters of batches are there."""
     with torch.device("meta"):  # random weights to be replaced would cost more than the right ones
-        backbone = ResNet(depth=pretrained.depth, channels=pretrained.channels)
+        backbone = ResNet(
+            depth=pretrained.depth, channels=pretrained.channels, patches=pretrained.patches
+        )
     names = backbone.state_dict().keys()
     counters = {n: torch.tensor(0) for n in names if n.endswith("num_batches_tracked")}
     # Copies, because tensors from a file may be the file itself, which can change. Not to_empty,
@@ -107,6 +109,7 @@ def encoder_from_description(description: dict[str, Any], *, frozen: bool) -> "E
         backbone = ResNet(
             depth=int(architecture.removeprefix("resnet")),
             channels=None if channels is None else tuple(channels),
+            patches=description.get("patches", False),
         )
     elif architecture in FAMILIES:
         backbone = backbone_of(description["config"])
@@ -256,6 +259,8 @@ class Encoder(nn.Module):
             more["config"] = self.backbone.config
         if isinstance(self.backbone, ResNet) and self.backbone.channels != CHANNELS:
             more["channels"] = list(self.backbone.channels)
+        if isinstance(self.backbone, ResNet) and self.backbone.patches:
+            more["patches"] = True
         return {
             "id": self.id,
             "architecture": self.architecture,

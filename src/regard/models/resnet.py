@@ -18,22 +18,31 @@ class ResNet(nn.Module):
     Args:
         depth: 18, 34, 50, 101 or 152.
         channels: of the 3x3 convolutions of the four stages; none: :data:`CHANNELS`.
+        patches: begin with a convolution over overlapping patches of 8 x 8 pixels, 4 apart, in
+            place of the 7x7 convolution and the pooling. Most of the memory that a narrow network
+            moves goes through those two.
     """
 
     stride = 32
     """Pixels to a region, along each side."""
 
-    def __init__(self, *, depth: int, channels: Channels | None = None) -> None:
+    def __init__(
+        self, *, depth: int, channels: Channels | None = None, patches: bool = False
+    ) -> None:
         super().__init__()
         block, blocks = LAYOUTS[depth]
         self.depth = depth
         self.channels = channels = channels or CHANNELS
+        self.patches = patches
         self.architecture = self.identity = f"resnet{depth}"
         outer = [c * block.expansion for c in channels]
         self.width = outer[-1]
-        self.conv1 = nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        kernel, stride, padding = (8, 4, 2) if patches else (7, 2, 3)
+        self.conv1 = nn.Conv2d(3, 64, kernel, stride=stride, padding=padding, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        self.maxpool = (
+            nn.Identity() if patches else nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        )
         self.layer1 = _stage(block, 64, channels[0], blocks[0], stride=1)
         self.layer2 = _stage(block, outer[0], channels[1], blocks[1], stride=2)
         self.layer3 = _stage(block, outer[1], channels[2], blocks[2], stride=2)
@@ -46,11 +55,13 @@ class ResNet(nn.Module):
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of regions of a photo; every halving rounds up."""
+        if self.patches:  # pixels beyond the last whole patch are not seen
+            height, width = (4 * ((side - 4) // 4 + 1) for side in (height, width))
         return -(-height // self.stride), -(-width // self.stride)
 
     def forward(self, images: Tensor) -> Tensor:
         """Photos (B, 3, 32 H, 32 W), normalised, to features (B, D, H, W), zero or above."""
-        x = torch.relu_(self.bn1(self.conv1(images)))  # (B, 64, 16 H, 16 W)
+        x = torch.relu_(self.bn1(self.conv1(images)))  # (B, 64, 16 H, 16 W), or as the next
         x = self.maxpool(x)  # (B, 64, 8 H, 8 W)
         x = self.layer1(x)  # (B, D/8, 8 H, 8 W), at the usual channels
         x = self.layer2(x)  # (B, D/4, 4 H, 4 W)

@@ -42,6 +42,8 @@ class PretrainedResNet:
     """18, 34, 50, 101 or 152."""
     channels: Channels
     """Of its four stages."""
+    patches: bool
+    """Whether it begins with patches."""
     tensors: dict[str, Tensor]
     """float32 tensors under torchvision's names; the classifier is left out."""
     statistics: ImageStatistics
@@ -65,8 +67,8 @@ def read_resnet(
         return _read_folder(path, id=id)
     tensors = _torchvision_tensors(_read_tensors(path), where=str(path))
     depth = _depth_of(tensors, where=str(path))
-    _check_complete(tensors, depth=depth, channels=CHANNELS, where=str(path))
-    return PretrainedResNet(id, depth, CHANNELS, tensors, ImageStatistics())
+    _check_complete(tensors, depth=depth, where=str(path))
+    return PretrainedResNet(id, depth, CHANNELS, False, tensors, ImageStatistics())
 
 
 def locate(source: str, *, revision: str | None = None, offline: bool = False) -> tuple[Path, str]:
@@ -112,7 +114,7 @@ def write_resnet(folder: Path, backbone: ResNet, statistics: ImageStatistics) ->
     described: dict[str, Any] = {
         "architecture": backbone.architecture,
         "num_features": backbone.width,
-        "model_args": {"channels": list(backbone.channels)},
+        "model_args": {"channels": list(backbone.channels), "patches": backbone.patches},
         "pretrained_cfg": {
             "mean": list(statistics.mean),
             "std": list(statistics.std),
@@ -120,7 +122,7 @@ def write_resnet(folder: Path, backbone: ResNet, statistics: ImageStatistics) ->
             "crop_pct": statistics.crop_fraction,
         },
     }
-    if backbone.channels == CHANNELS:
+    if backbone.channels == CHANNELS and not backbone.patches:
         del described["model_args"]
     tensors = {k: v.float().cpu().contiguous() for k, v in backbone.state_dict().items()}
     with replaced_folder(folder) as beside:
@@ -133,9 +135,9 @@ def write_resnet(folder: Path, backbone: ResNet, statistics: ImageStatistics) ->
 
 def _read_folder(folder: Path, *, id: str) -> PretrainedResNet:
     config = read_json(folder / "config.json")
-    channels = CHANNELS
+    channels, patches = CHANNELS, False
     if "architecture" in config:
-        channels = _timm_channels(config, folder)
+        channels, patches = _timm_options(config, folder)
         depth, statistics = _timm_settings(config, folder)
     elif config.get("model_type") == "resnet":
         depth, statistics = _transformers_settings(config, folder)
@@ -149,8 +151,8 @@ def _read_folder(folder: Path, *, id: str) -> PretrainedResNet:
     weights = folder / WEIGHTS
     check_weights(folder)
     tensors = _torchvision_tensors(_read_tensors(weights), where=str(weights))
-    _check_complete(tensors, depth=depth, channels=channels, where=str(weights))
-    return PretrainedResNet(id, depth, channels, tensors, statistics)
+    _check_complete(tensors, depth=depth, channels=channels, patches=patches, where=str(weights))
+    return PretrainedResNet(id, depth, channels, patches, tensors, statistics)
 
 
 def _timm_settings(config: dict[str, Any], folder: Path) -> tuple[int, ImageStatistics]:
@@ -171,22 +173,23 @@ def _timm_settings(config: dict[str, Any], folder: Path) -> tuple[int, ImageStat
     )
 
 
-def _timm_channels(config: dict[str, Any], folder: Path) -> Channels:
-    """The channels of the stages, the one thing in which a ResNet of timm may differ here."""
+def _timm_options(config: dict[str, Any], folder: Path) -> tuple[Channels, bool]:
+    """The channels of the stages, and whether it begins with patches."""
     options = config.get("model_args") or {}
     channels = options.get("channels", CHANNELS)
-    known = options.keys() <= {"channels"}
+    patches = options.get("patches", False)
+    known = options.keys() <= {"channels", "patches"} and isinstance(patches, bool)
     if (
         not known
         or len(channels) != len(CHANNELS)
         or any(type(c) is not int or c < 1 for c in channels)
     ):
         raise ModelError(
-            f"{folder / 'config.json'} has model_args {options}; the only one that can be used is "
-            f"channels, four numbers such as {list(CHANNELS)}."
+            f"{folder / 'config.json'} has model_args {options}; those that can be used are "
+            f"channels, four numbers such as {list(CHANNELS)}, and patches, true or false."
         )
     first, second, third, last = channels
-    return first, second, third, last
+    return (first, second, third, last), patches
 
 
 def _transformers_settings(config: dict[str, Any], folder: Path) -> tuple[int, ImageStatistics]:
@@ -307,13 +310,19 @@ def _depth_of(tensors: Mapping[str, Tensor], *, where: str) -> int:
 
 
 def _check_complete(
-    tensors: Mapping[str, Tensor], *, depth: int, channels: Channels, where: str
+    tensors: Mapping[str, Tensor],
+    *,
+    depth: int,
+    channels: Channels = CHANNELS,
+    patches: bool = False,
+    where: str,
 ) -> None:
     """Refuse weights that do not fit the network, naming every tensor that does not."""
     with torch.device("meta"):
+        network = ResNet(depth=depth, channels=channels, patches=patches)
         expected = {
             name: tensor.shape
-            for name, tensor in ResNet(depth=depth, channels=channels).state_dict().items()
+            for name, tensor in network.state_dict().items()
             if not name.endswith("num_batches_tracked")
         }
     problems = {

@@ -12,6 +12,10 @@ the same views of each photo, and the teaching is long (Beyer et al., "Knowledge
 good teacher is patient and consistent", 2022). The teacher's regions come from the feature cache:
 it looks at each view once. The student's view has other colours each time, which the teacher's
 regions, taken from the view as it is, tell it to see through.
+
+Small photos teach most of it, several times as fast: the student may see them smaller at first
+(Howard, "fast.ai DAWNBench", 2018; Tan and Le, "EfficientNetV2", 2021, section 4). What the teacher
+saw is then averaged to the student's coarser grid.
 """
 
 from __future__ import annotations
@@ -21,15 +25,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from regard.data.batches import CachedRegions, PreparedPhotos
+from regard.images import Preparation
 from regard.models.devices import fast_precision
 from regard.models.resnet import ResNet
 from regard.training.loop import TrainingError, read_state, write_state
@@ -51,6 +57,9 @@ class Lessons:
     """Of the convolutions."""
     colours: float = 0.2
     """Deviation of the factor and of the shift of each colour of a photo, after preparation."""
+    growth: tuple[tuple[float, int], ...] = ()
+    """Until which part of the epochs, in 0..1, photos have which side in pixels; in the rest they
+    are as the student's preparation has them."""
     seed: int = 0
     """Of weights, order, views and colours."""
 
@@ -58,12 +67,22 @@ class Lessons:
 class Class(NamedTuple):
     """Photos with what the teacher sees of them."""
 
-    photos: PreparedPhotos
+    paths: Sequence[Path]
+    """Which."""
+    preparation: Preparation
     """As the student takes them."""
     regions: CachedRegions
-    """The teacher's, ``(B, L, D)``, of the same views."""
-    size: int
-    """How many."""
+    """The teacher's, ``(B, L, D)``, of the same views, over the grid that the student has too."""
+
+    @property
+    def size(self) -> int:
+        """How many."""
+        return len(self.paths)
+
+    def photos(self, side: int | None) -> PreparedPhotos:
+        """The photos, perhaps smaller than the student takes them in the end."""
+        size = self.preparation.size if side is None else (side, side)
+        return PreparedPhotos(replace(self.preparation, size=size), self.paths)
 
 
 class Marks(NamedTuple):
@@ -74,7 +93,8 @@ class Marks(NamedTuple):
     loss: float
     """Mean loss of the epoch; 1 is seeing nothing."""
     explained: float
-    """Share of the variance of the teacher's regions of the judged photos that the student has."""
+    """Share of the variance of the teacher's regions of the judged photos that the student has, at
+    the side of the epoch's photos."""
     seconds: float
     """The epoch took."""
 
@@ -118,19 +138,25 @@ def distil(
         first = state["epochs"]
     precise = fast_precision(device) != "bf16"
 
+    grid = student.grid(*learnt.preparation.size)
+
     def error(photos: Tensor, regions: Tensor) -> Tensor:
         target = (regions.to(device).float() - mean) / deviation  # (B, L, D)
         with torch.autocast(device.type, torch.bfloat16, enabled=not precise):
-            seen = student(photos.to(device, memory_format=torch.channels_last))
-            guess = head(seen.flatten(2).transpose(1, 2))
+            seen = student(photos.to(device, memory_format=torch.channels_last))  # (B, A, h, w)
+            guess = head(seen.flatten(2).transpose(1, 2))  # (B, h w, D)
+        if (smaller := seen.shape[2:]) != grid:
+            target = target.transpose(1, 2).reshape(len(target), -1, *grid)  # (B, D, H, W)
+            target = functional.adaptive_avg_pool2d(target, smaller).flatten(2).transpose(1, 2)
         missed: Tensor = (guess.float() - target).square().mean()
         return missed
 
     for epoch in range(first, lessons.epochs):
         began = time.perf_counter()
+        side = next((s for until, s in lessons.growth if epoch < until * lessons.epochs), None)
         student.train()
         total, step = 0.0, epoch * (steps // lessons.epochs)
-        for photos, regions in _batches(learnt, lessons, epoch):
+        for photos, regions in _batches(learnt, lessons, epoch, side):
             for group in optimizer.param_groups:
                 group["lr"] = lessons.learning_rate * _rate(step, steps)
             torch.manual_seed(lessons.seed * steps + step)
@@ -147,7 +173,9 @@ def distil(
             step += 1
         student.eval()
         with torch.no_grad():
-            wrong = [(error(*pair).item(), len(pair[0])) for pair in _in_order(judged, lessons)]
+            wrong = [
+                (error(*pair).item(), len(pair[0])) for pair in _in_order(judged, lessons, side)
+            ]
         missed = sum(e * n for e, n in wrong) / judged.size
         write_state(
             {
@@ -201,27 +229,31 @@ def _recoloured(photos: Tensor, deviation: float) -> Tensor:
 Pairs = Iterator[tuple[Tensor, Tensor]]
 
 
-def _batches(learnt: Class, lessons: Lessons, epoch: int) -> Pairs:
+def _batches(learnt: Class, lessons: Lessons, epoch: int, side: int | None) -> Pairs:
     """The photos in the order of an epoch, one view of each; a function of seed and epoch."""
     rng = np.random.default_rng([lessons.seed, epoch])
     order = rng.permutation(learnt.size).tolist()
     views = rng.integers(lessons.views, size=learnt.size).tolist()
     size = lessons.batch_size
-    return _read_ahead(learnt, [order[i : i + size] for i in range(0, len(order), size)], views)
+    batches = [order[i : i + size] for i in range(0, len(order), size)]
+    return _read_ahead(learnt, batches, views, side)
 
 
-def _in_order(judged: Class, lessons: Lessons) -> Pairs:
+def _in_order(judged: Class, lessons: Lessons, side: int | None) -> Pairs:
     size = lessons.batch_size
     batches = [range(i, min(i + size, judged.size)) for i in range(0, judged.size, size)]
-    return _read_ahead(judged, batches, [0] * judged.size)
+    return _read_ahead(judged, batches, [0] * judged.size, side)
 
 
-def _read_ahead(photos: Class, batches: Sequence[Sequence[int]], views: Sequence[int]) -> Pairs:
+def _read_ahead(
+    known: Class, batches: Sequence[Sequence[int]], views: Sequence[int], side: int | None
+) -> Pairs:
     """Photos and regions of batches; the next two are read while one is learnt from."""
+    photos = known.photos(side)
 
     def read(batch: Sequence[int]) -> tuple[Tensor, Tensor]:
         seen = [views[i] for i in batch]
-        return photos.photos.read(batch, seen), photos.regions.read(batch, seen)
+        return photos.read(batch, seen), known.regions.read(batch, seen)
 
     waiting: deque[Future[tuple[Tensor, Tensor]]] = deque()
     with ThreadPoolExecutor(1) as thread:
