@@ -28,7 +28,7 @@ from regard.models.resnet import ResNet
 from regard.models.sources import write_resnet
 from regard.training.distil import Class, Lessons, Marks, distil
 
-GROWTH = ((0.6, 128), (0.8, 160))
+GROWTH = ((0.7, 128), (0.9, 160))
 """Most epochs see photos of 128 pixels, then some of 160, the last those of the teacher's size."""
 
 
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=90)
+    parser.add_argument("--epochs", type=int, default=52)
     parser.add_argument("--depth", type=int, default=18)
     parser.add_argument("--channels", type=int, nargs=4, default=(32, 96, 192, 384))
     parser.add_argument("--views", type=int, default=6, help=f"at most {len(VIEWS)}")

@@ -231,6 +231,7 @@ class Captioner(AnyCaptioner):
         self._encoder = model.encoder.to(self.device)
         self._speaker = model.speaker()
         self.encode = _encode(self._encoder)
+        self._encode_many: dict[int, Callable[[Tensor], Tensor]] = {}
 
     @property
     def identity(self) -> str:
@@ -267,7 +268,9 @@ class Captioner(AnyCaptioner):
     def _describer(self, photos: int, batch_size: int) -> Describer:
         encode = self.encode
         if photos >= WORTH_COMPILING:
-            encode = _encode(self._encoder, photos, batch_size)
+            if batch_size not in self._encode_many:  # compiled for the first many, then kept
+                self._encode_many[batch_size] = _encode(self._encoder, photos, batch_size)
+            encode = self._encode_many[batch_size]
 
         def describer(prepared: Sequence[np.ndarray], decoding: Decoding) -> list[list[Caption]]:
             with torch.inference_mode():

@@ -139,6 +139,29 @@ TopP = Annotated[
     float | None,
     typer.Option("--top-p", help="Draw from the most probable words with this much probability."),
 ]
+Engine = Annotated[
+    str, typer.Option("--engine", help="local: this machine; ray: the workers of a Ray cluster.")
+]
+WorkerCount = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", min=1, help="With ray: processes.", show_default="as many as there is room for"
+    ),
+]
+WorkerCpus = Annotated[
+    float, typer.Option("--worker-cpus", min=0.1, help="With ray: CPUs of a worker.")
+]
+WorkerGpus = Annotated[
+    float, typer.Option("--worker-gpus", min=0.0, help="With ray: GPUs of a worker.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        help="With ray: of the cluster.",
+        show_default="$RAY_ADDRESS, or this machine alone",
+    ),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -234,6 +257,11 @@ def features(
     format: Format = None,
     images: Images = None,
     allow_missing: AllowMissing = False,
+    engine: Engine = "local",
+    workers: WorkerCount = None,
+    worker_cpus: WorkerCpus = 1.0,
+    worker_gpus: WorkerGpus = 0.0,
+    address: Address = None,
 ) -> None:
     """Run the frozen encoder over the photos of a data set, once; what is there is kept."""
     from regard.config import make_config
@@ -253,6 +281,15 @@ def features(
     from regard.data.features import build_features, cache_dir
 
     seer = build_encoder(config.encoder)
+    if _on_ray(engine):
+        from regard.apps.cluster.features import features_on_cluster
+        from regard.apps.cluster.workers import Workers
+
+        with _bar("photos") as advance:
+            features_on_cluster(
+                [p.path for p in dataset.photos], config.encoder, cache, device=device,
+                workers=Workers(workers, worker_cpus, worker_gpus, address), on_progress=advance,
+            )  # fmt: skip
     with _bar("photos") as advance:
         build_features(
             [p.path for p in dataset.photos], seer, cache, on_progress=advance, on_message=_note
@@ -440,11 +477,12 @@ def caption(
         typer.Option("--from", metavar="LIST", help="File of names, one a line; may be repeated."),
     ] = None,
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--out",
             help="File for a record a photo: .jsonl, .csv or .parquet. A later run with it goes on "
-            "where this one stopped, and captions only what is new or has changed.",
+            "where this one stopped, and captions only what is new or has changed. With ray a "
+            "folder of Parquet, or the URL of one.",
         ),
     ] = None,
     txt: Annotated[
@@ -483,16 +521,54 @@ def caption(
     revision: Revision = None,
     encoder: EncoderPlace = None,
     device: Device = "auto",
+    engine: Engine = "local",
+    workers: WorkerCount = None,
+    worker_cpus: WorkerCpus = 1.0,
+    worker_gpus: WorkerGpus = 0.0,
+    address: Address = None,
+    unit: Annotated[
+        int, typer.Option("--unit", min=1, help="With ray: photos of a shard, about.")
+    ] = 1024,
 ) -> None:
     """Caption photos, or folders of them. Exit code 1 if one could not be; the others still are."""
     from regard.apps.listeners import listener_of
+
+    if _on_ray(engine):
+        from regard.apps.cluster.captions import Speaking, caption_on_cluster
+        from regard.apps.cluster.workers import Workers
+
+        beside = {
+            "--txt": txt, "--xmp": xmp, "--xmp-stem": xmp_stem, "--overwrite": overwrite,
+            "--gallery": gallery, "--gaze": gaze,
+        }  # fmt: skip
+        if chosen := [option for option, value in beside.items() if value]:
+            raise RegardError(
+                f"{' and '.join(chosen)} cannot stand beside --engine ray, which leaves records "
+                "alone. Leave them out; a local run writes them."
+            )
+        if out is None:
+            raise RegardError(
+                "There is no folder for the shards. Give one that all workers reach with --out, "
+                "such as --out captions/"
+            )
+        tally = caption_on_cluster(
+            Speaking(
+                tuple(model), _decoding(locals()), alt=alt_text, clip=rerank, encoder=encoder,
+                revision=revision, device=device,
+            ),
+            photos or (), lists or (), str(out), listener_of(log, captions=False, count=count),
+            workers=Workers(workers, worker_cpus, worker_gpus, address), unit_size=unit,
+            dry_run=dry_run,
+        )  # fmt: skip
+        raise typer.Exit(1 if tally.failed else 0)
     from regard.apps.names import Photos
     from regard.apps.photos import Outputs, caption_photos
     from regard.apps.sidecars import sidecars_of
     from regard.captioner import load
 
     outputs = Outputs(
-        out=out, sidecars=sidecars_of(txt=txt, xmp=xmp, xmp_stem=xmp_stem), overwrite=overwrite,
+        out=None if out is None else Path(out),
+        sidecars=sidecars_of(txt=txt, xmp=xmp, xmp_stem=xmp_stem), overwrite=overwrite,
         alt=alt_text, gallery=gallery, gaze=gaze,
     )  # fmt: skip
     meant = Photos(photos or (), lists or (), apart=outputs.pictures)
@@ -569,7 +645,9 @@ def find(
     query: Annotated[str, typer.Argument(metavar="QUERY", help='Words, such as "dog on a beach".')],
     captions: Annotated[
         Path,
-        typer.Argument(metavar="CAPTIONS", help="File of `regard caption --out`."),
+        typer.Argument(
+            metavar="CAPTIONS", help="File of `regard caption --out`, or folder of shards."
+        ),
     ],
     limit: Annotated[int, typer.Option("--limit", min=1, help="Photos at most.")] = 20,
     gallery: Annotated[
@@ -895,6 +973,12 @@ def _decoding(options: Mapping[str, Any]) -> Decoding:
 
     chosen = {field.name: options[field.name] for field in fields(Decoding)}
     return Decoding(**chosen | {"forbid": tuple(chosen["forbid"] or ())})
+
+
+def _on_ray(engine: str) -> bool:
+    if engine not in ("local", "ray"):
+        raise RegardError(f"--engine is {engine!r}, it must be local or ray.")
+    return engine == "ray"
 
 
 def _reranker(source: str | None, device: str) -> Clip | None:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from regard.apps.hashes import hash_of
 from regard.apps.journal import Journal, record_at
-from regard.apps.tables import ENDINGS, read_table
+from regard.apps.tables import ENDINGS, parts_of, read_table
 from regard.errors import ConfigError, RegardError
 from regard.text.tokenise import tokenise
 
@@ -45,7 +46,8 @@ def find_captions(query: str, file: Path, *, limit: int = 20) -> Found:
 
     Args:
         query: in plain words.
-        file: records of ``regard caption --out``: JSON lines, CSV or Parquet.
+        file: records of ``regard caption --out``: JSON lines, CSV or Parquet, or a folder of
+            shards.
         limit: photos at most, at least 1.
 
     Raises:
@@ -83,19 +85,20 @@ def _read(file: Path, rows: list[tuple[int | str]]) -> Iterator[dict[str, Any]]:
 
 
 def _indexed(file: Path) -> sqlite3.Connection:
-    if file.is_dir() or file.suffix.lower() not in ENDINGS:
-        raise ConfigError(
-            f"{file} is no file of captions. Give one that `regard caption --out` wrote, with the "
-            f"ending {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}."
-        )
     try:
-        known = file.stat()
+        parts = parts_of(file)
+        if not parts:
+            raise ConfigError(
+                f"{file} is no file of captions. Give one that `regard caption --out` wrote, with "
+                f"the ending {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}, or a folder of shards."
+            )
+        known = [(part.name, part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
     except OSError as error:
         raise RegardError(
             f"{file} cannot be read: {error.strerror or error}. Caption photos first: "
             f"regard caption PHOTOS --out {file}"
         ) from error
-    state = f"{_FORMAT} {known.st_size} {known.st_mtime_ns}"
+    state = f"{_FORMAT} {hash_of(str(known)):016x}"
     beside = file.with_name(f"{file.name}.index")
     with suppress(sqlite3.Error):
         if beside.is_file():

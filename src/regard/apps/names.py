@@ -89,14 +89,14 @@ class Photos:
         Raises:
             RegardError: a list cannot be read.
         """
-        seen = Hashes()
-        way = _Way(self.apart)
-        for name in self._names():
-            for photo in way.meant(name):
-                if seen.add(photo.key):
-                    yield photo
+        return photos_named(self.names(), apart=self.apart)
 
-    def _names(self) -> Iterator[str]:
+    def names(self) -> Iterator[str]:
+        """Every name that is given, in arguments and lists.
+
+        Raises:
+            RegardError: a list cannot be read.
+        """
         for name in self.given:
             if name == STANDARD_INPUT:
                 yield from read_list(sys.stdin.buffer)
@@ -113,8 +113,33 @@ class Photos:
                 ) from error
 
 
+def photos_named(
+    names: Iterable[str], *, apart: Sequence[Path] = (), endings: frozenset[str] = ENDINGS
+) -> Iterator[Named]:
+    """Each photo that is meant once, whatever it is named by; see :class:`Photos`.
+
+    Args:
+        names: files, folders and globs.
+        apart: folders that are not gone into.
+        endings: what is taken from folders.
+    """
+    seen = Hashes()
+    way = _Way(apart, endings)
+    for name in names:
+        for photo in way.meant(name):
+            if seen.add(photo.key):
+                yield photo
+
+
+def is_url(name: str) -> bool:
+    """Whether a name is of a file system that is not this machine's."""
+    return "://" in name
+
+
 def path_key(path: str) -> int:
     """The hash of where a path leads from here, links apart."""
+    if is_url(path):
+        return hash_of(path)
     return hash_of(os.path.abspath(path))  # noqa: PTH100 - links are not followed
 
 
@@ -156,10 +181,11 @@ class _Way:
 
     Args:
         apart: folders that it does not go into.
+        endings: of what it takes from folders.
     """
 
-    def __init__(self, apart: Sequence[Path]) -> None:
-        self._apart = apart
+    def __init__(self, apart: Sequence[Path], endings: frozenset[str]) -> None:
+        self._apart, self._endings = apart, endings
         self._entered: set[tuple[int, int]] = set()
 
     def meant(self, name: str) -> Iterator[Named]:
@@ -197,14 +223,14 @@ class _Way:
                     ending = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
                     if entry.is_dir(follow_symlinks=False):
                         below.append(entry.path)
-                        if ending in ENDINGS:
+                        if ending in self._endings:
                             yield Named(entry.path, problem=_folder_by_a_photos_name(entry.path))
                     elif entry.is_symlink() and _is_folder(entry.path):
                         if _leads_back(entry.path):
                             yield Named(entry.path, problem=_link_loop(entry.path))
                         else:
                             links.append(entry.path)
-                    elif ending in ENDINGS:
+                    elif ending in self._endings:
                         yield _asked(entry.path)
                     elif not ending and entry.is_symlink() and (error := _denied(entry.path)):
                         yield Named(entry.path, problem=_closed_folder(entry.path, error))

@@ -230,11 +230,7 @@ class _Run:
     @cached_property
     def _by(self) -> str:
         """Who captions and how: where there are records, for to know it may take a second."""
-        settings = asdict(self._decoding) | {
-            "alt": self._outputs.alt,
-            "clip": self._clip and self._clip.weights_hash,
-        }
-        return f"{self._captioner.identity[:16]}-{hash_of(json.dumps(settings)):016x}"
+        return captioned_by(self._captioner, self._decoding, alt=self._outputs.alt, clip=self._clip)
 
     def caption(self, photos: Photos, total: int | None) -> None:
         """Caption and record all of them."""
@@ -277,11 +273,7 @@ class _Run:
 
     def _found(self, photo: Named, found: PhotoCaption | PhotoError) -> None:
         if self._clip is not None and isinstance(found, PhotoCaption):
-            try:
-                ordered = rerank(self._clip, [photo.path], [(found.best, *found.others)])[0]
-                found = replace(found, best=ordered[0], others=tuple(ordered[1:]))
-            except PhotoError as error:  # it vanished meanwhile
-                found = error
+            found = reordered(self._clip, photo.path, found)
         if isinstance(found, PhotoError):
             self._tally.failed[found.reason] += 1
             self._listener.failed(photo.path, found)
@@ -354,6 +346,23 @@ class _Run:
                 draw_gaze(path, found, file)
         except OSError as error:
             raise cannot_write(file, error) from error
+
+
+def captioned_by(
+    captioner: AnyCaptioner, decoding: Decoding, *, alt: bool, clip: Clip | None
+) -> str:
+    """Who captions and how: what a record goes out of date with."""
+    settings = asdict(decoding) | {"alt": alt, "clip": clip and clip.weights_hash}
+    return f"{captioner.identity[:16]}-{hash_of(json.dumps(settings)):016x}"
+
+
+def reordered(clip: Clip, photo: str | bytes, found: PhotoCaption) -> PhotoCaption | PhotoError:
+    """The candidates of a photo as a CLIP orders them; an error where it vanished meanwhile."""
+    try:
+        best, *others = rerank(clip, [photo], [(found.best, *found.others)])[0]
+    except PhotoError as error:
+        return error
+    return replace(found, best=best, others=tuple(others))
 
 
 def draw_gaze(path: str | Path, found: PhotoCaption, file: Path) -> None:

@@ -78,9 +78,8 @@ def full_record(
         made |= {"width": found.size[0], "height": found.size[1]}
         if gaze and found.maps.size:
             made["gaze"] = _gaze(found)
-    if photo.size >= 0:
-        made |= {"size": photo.size, "modified": photo.modified}
-    return made | {"by": by}
+    known = {"size": photo.size, "modified": photo.modified}
+    return made | {name: value for name, value in known.items() if value >= 0} | {"by": by}
 
 
 def name_of(path: str) -> dict[str, str]:

@@ -27,6 +27,18 @@ COLUMNS = (
 _GROUP = 4096
 
 
+def load_pyarrow(feature: str) -> tuple[Any, Any]:
+    """The packages pyarrow and pyarrow.parquet.
+
+    Raises:
+        MissingExtraError: they are not installed.
+    """
+    try:
+        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise MissingExtraError(feature, "parquet") from error
+
+
 def check_ending(out: Path) -> None:
     """Refuse a file that records cannot be written to.
 
@@ -40,7 +52,7 @@ def check_ending(out: Path) -> None:
             f"ends in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}. Give one of these."
         )
     if out.suffix.lower() == ".parquet":
-        _pyarrow("writing Parquet")
+        load_pyarrow("writing Parquet")
 
 
 def check_table(out: Path) -> None:
@@ -79,8 +91,15 @@ def write_table(journal: Path, out: Path) -> None:
         raise cannot_write(out, error) from error
 
 
+def parts_of(file: Path) -> list[Path]:
+    """The files of a table: itself, or the shards in a folder; none if it is no table."""
+    if file.is_dir():
+        return sorted(file.glob("[!.]*.parquet"))
+    return [file] if file.suffix.lower() in ENDINGS else []
+
+
 def read_table(file: Path) -> Iterator[dict[str, Any]]:
-    """The records of a table, as far as it has columns for them.
+    """The records of a table, or of all shards in a folder, as far as it has columns for them.
 
     Raises:
         ConfigError: it is no table of records.
@@ -88,6 +107,10 @@ def read_table(file: Path) -> Iterator[dict[str, Any]]:
         RegardError: it cannot be read.
     """
     kind = file.suffix.lower()
+    if file.is_dir():
+        for part in parts_of(file):
+            yield from read_table(part)
+        return
     if kind == ".jsonl":
         yield from read_journal(file)
         return
@@ -106,6 +129,25 @@ def read_table(file: Path) -> Iterator[dict[str, Any]]:
         ) from error
 
 
+def parquet_schema() -> Any:
+    """The columns of records in Parquet."""
+    pa, _ = load_pyarrow("writing Parquet")
+    types = {
+        "width": pa.int32(), "height": pa.int32(), "size": pa.int64(), "modified": pa.int64(),
+        "machine_made": pa.bool_(), "reviewed": pa.bool_(),
+    }  # fmt: skip
+    word = pa.struct([("word", pa.string()), ("log_probability", pa.float32())])
+    return pa.schema(
+        [(name, types.get(name, pa.string())) for name in COLUMNS] + [("words", pa.list_(word))]
+    )
+
+
+def parquet_table(rows: Rows) -> Any:
+    """Records as a table of :func:`parquet_schema`."""
+    pa, _ = load_pyarrow("writing Parquet")
+    return pa.Table.from_pylist(list(rows), parquet_schema())
+
+
 def _write_csv(rows: Rows, file: Path) -> None:
     with file.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, COLUMNS, restval="", extrasaction="ignore")
@@ -120,23 +162,15 @@ def _read_csv(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _write_parquet(rows: Rows, file: Path) -> None:
-    pa, parquet = _pyarrow("writing Parquet")
-    types = {
-        "width": pa.int32(), "height": pa.int32(), "size": pa.int64(), "modified": pa.int64(),
-        "machine_made": pa.bool_(), "reviewed": pa.bool_(),
-    }  # fmt: skip
-    word = pa.struct([("word", pa.string()), ("log_probability", pa.float32())])
-    schema = pa.schema(
-        [(name, types.get(name, pa.string())) for name in COLUMNS] + [("words", pa.list_(word))]
-    )
+    _, parquet = load_pyarrow("writing Parquet")
     waiting = iter(rows)
-    with parquet.ParquetWriter(file, schema) as writer:
+    with parquet.ParquetWriter(file, parquet_schema()) as writer:
         while group := list(islice(waiting, _GROUP)):
-            writer.write_table(pa.Table.from_pylist(group, schema))
+            writer.write_table(parquet_table(group))
 
 
 def _read_parquet(file: Path) -> Iterator[dict[str, Any]]:
-    _, parquet = _pyarrow("reading Parquet")
+    _, parquet = load_pyarrow("reading Parquet")
     with parquet.ParquetFile(file) as opened:
         for batch in opened.iter_batches(_GROUP):
             for row in batch.to_pylist():
@@ -147,10 +181,3 @@ def _checked(row: dict[str, Any]) -> dict[str, Any]:
     if "path" not in row or not ("caption" in row or "error" in row):
         raise ValueError("it has a row without a path, or without a caption and an error")
     return row
-
-
-def _pyarrow(feature: str) -> tuple[Any, Any]:
-    try:
-        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise MissingExtraError(feature, "parquet") from error

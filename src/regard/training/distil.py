@@ -7,7 +7,8 @@ teacher, m and s the mean and the deviation of its channel over the training pho
     t    = (f - m) / s
     loss = mean over regions and channels of (W a + b - t)^2
 
-so that every channel counts, and a loss of 1 is that of a student which sees nothing. Both look at
+so that every channel counts, and at the full size of the photos a loss of 1 is that of a student
+which sees nothing. Both look at
 the same views of each photo, and the teaching is long (Beyer et al., "Knowledge distillation: a
 good teacher is patient and consistent", 2022). The teacher's regions come from the feature cache:
 it looks at each view once. The student's view has other colours each time, which the teacher's
@@ -91,7 +92,7 @@ class Marks(NamedTuple):
     epoch: int
     """Epochs that are done."""
     loss: float
-    """Mean loss of the epoch; 1 is seeing nothing."""
+    """Mean loss of the epoch; 1 is seeing nothing of photos of full size, less of smaller ones."""
     explained: float
     """Share of the variance of the teacher's regions of the judged photos that the student has, at
     the side of the epoch's photos."""
@@ -140,7 +141,8 @@ def distil(
 
     grid = student.grid(*learnt.preparation.size)
 
-    def error(photos: Tensor, regions: Tensor) -> Tensor:
+    def error(photos: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean squares of what the student misses, and of all there is."""
         target = (regions.to(device).float() - mean) / deviation  # (B, L, D)
         with torch.autocast(device.type, torch.bfloat16, enabled=not precise):
             seen = student(photos.to(device, memory_format=torch.channels_last))  # (B, A, h, w)
@@ -148,8 +150,7 @@ def distil(
         if (smaller := seen.shape[2:]) != grid:
             target = target.transpose(1, 2).reshape(len(target), -1, *grid)  # (B, D, H, W)
             target = functional.adaptive_avg_pool2d(target, smaller).flatten(2).transpose(1, 2)
-        missed: Tensor = (guess.float() - target).square().mean()
-        return missed
+        return (guess.float() - target).square().mean(), target.square().mean()
 
     for epoch in range(first, lessons.epochs):
         began = time.perf_counter()
@@ -160,7 +161,7 @@ def distil(
             for group in optimizer.param_groups:
                 group["lr"] = lessons.learning_rate * _rate(step, steps)
             torch.manual_seed(lessons.seed * steps + step)
-            loss = error(_recoloured(photos, lessons.colours), regions)
+            loss, _ = error(_recoloured(photos, lessons.colours), regions)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -173,10 +174,11 @@ def distil(
             step += 1
         student.eval()
         with torch.no_grad():
-            wrong = [
-                (error(*pair).item(), len(pair[0])) for pair in _in_order(judged, lessons, side)
+            squares = [
+                torch.stack(error(*pair)) * len(pair[0])
+                for pair in _in_order(judged, lessons, side)
             ]
-        missed = sum(e * n for e, n in wrong) / judged.size
+        missed, whole = torch.stack(squares).sum(0).tolist()
         write_state(
             {
                 "student": student.state_dict(),
@@ -187,7 +189,7 @@ def distil(
             state_file,
         )
         seconds = time.perf_counter() - began
-        on_epoch(Marks(epoch + 1, total / learnt.size, 1 - missed, seconds))
+        on_epoch(Marks(epoch + 1, total / learnt.size, 1 - missed / whole, seconds))
     student.eval()
 
 
