@@ -1,4 +1,4 @@
-"""A cluster's captions are those of one machine, whatever dies on the way and wherever photos lie."""
+"""A cluster's captions are those of one machine, whatever dies and wherever photos lie."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ from regard.apps.cluster.workers import Workers, _room
 from regard.apps.names import Named
 from regard.apps.tables import read_table
 from regard.errors import ConfigError, PhotoError
+from regard.models.processors import ImageStatistics
+from regard.models.resnet import ResNet
+from regard.models.sources import write_resnet
 
 pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -322,7 +325,8 @@ def tiny_word(model: Path) -> str:
 def test_workers_fill_the_cache_that_one_machine_fills(model):
     """The features of two caches are the same to the last bit, an unreadable photo is named."""
     (model / "data/photos/23.png").write_bytes(b"")
-    arguments = ["features", "data", "--encoder", "small"]
+    write_resnet(model / "E", ResNet(depth=18, channels=(8, 8, 8, 8)), ImageStatistics())
+    arguments = ["features", "data", "--encoder", "E", "--image-size", "64"]
     one = tiny.regard(*arguments, "--cache", "one", cwd=model, code=2)
     two = tiny.regard(
         *arguments, "--cache", "two", "--engine", "ray", "--workers", "1", cwd=model, code=2
