@@ -96,6 +96,7 @@ def main() -> None:
         "teacher": teacher.describe(),
         "data": f"{dataset.name}, {len(learnt)} photos, {lessons.views} views of each",
         "lessons": vars(lessons),
+        "channels": list(student.channels),
         "parameters": sum(p.numel() for p in student.parameters()),
         "machine": platform.processor() or platform.machine(),
         "torch": torch.__version__,

@@ -1,7 +1,7 @@
 """Image captioners that look while they speak.
 
     >>> import regard
-    >>> captioner = regard.load("runs/flickr8k")
+    >>> captioner = regard.load()  # or a run, a model folder, a hub id
     >>> captioner.caption("photo.jpg").text
     'a dog runs through the grass'
 
@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+DEFAULT_MODEL = "regard-small"
+"""The captioner that comes with the package; it needs no network."""
+
 if TYPE_CHECKING:
     from regard.captioner import load as load
     from regard.describe import Decoding as Decoding
 
-__all__ = ["Decoding", "__version__", "load"]
+__all__ = ["DEFAULT_MODEL", "Decoding", "__version__", "load"]
 
 _HOMES = {"load": "regard.captioner", "Decoding": "regard.describe"}
 

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import regard
 from regard.checkpoint import Model, read_model
 from regard.describe import Caption, Decoding, describe
 from regard.ensemble import Ensemble, read_ensemble
@@ -430,7 +431,7 @@ def _encode(encoder: Encoder, photos: int = 1, batch_size: int = 8) -> Callable[
 
 
 def load(
-    source: str | Path | Sequence[str | Path],
+    source: str | Path | Sequence[str | Path] = regard.DEFAULT_MODEL,
     *,
     encoder: str | None = None,
     revision: str | None = None,
@@ -439,9 +440,10 @@ def load(
     """Load a captioner.
 
     Args:
-        source: a run, a model folder, or a hub id; or a folder or hub id of a captioner that
-            `regard export` made, or of a finished one: a BLIP, a GIT, a BLIP-2, a Florence-2 or a
-            vision-encoder-decoder of transformers. Several of regard's own caption together, see
+        source: a run, a model folder, or a hub id; none is the captioner that comes with the
+            package. Or a folder or hub id of a captioner that `regard export` made, or of a
+            finished one: a BLIP, a GIT, a BLIP-2, a Florence-2 or a vision-encoder-decoder of
+            transformers. Several of regard's own caption together, see
             :mod:`regard.models.together`.
         encoder: another place of the encoder's weights than the model names.
         revision: commit or tag of a hub id.

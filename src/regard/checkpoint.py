@@ -46,6 +46,9 @@ _DECODERS = {
     'words and to the\nregions (Vaswani et al., "Attention is all you need", 2017).',
 }
 
+IN_THE_BOX = Path(__file__).parent / "box" / regard.DEFAULT_MODEL
+"""The folder of the captioner that comes with the package."""
+
 _FILES = ("config.json", WEIGHTS)
 _VOCABULARIES = (Vocabulary.file_name, Subwords.file_name)
 
@@ -122,7 +125,8 @@ def read_model(
     """Read a model folder, a run, or a hub id, and verify it.
 
     Args:
-        source: a model folder; a run (its best model is taken); or a hub id.
+        source: a model folder; a run (its best model is taken); a hub id; or ``regard-small``, the
+            captioner that comes with the package.
         encoder: another place of the encoder's weights than the folder names; they must be the
             same weights.
         revision: commit or tag of a hub id.
@@ -174,6 +178,8 @@ def verified_folder(source: str | Path) -> tuple[Path, dict[str, Any]]:
 def _local(source: str | Path) -> Path | None:
     """The model folder at a place of this machine; none if nothing is there."""
     path = Path(source)
+    if str(source) == regard.DEFAULT_MODEL and not path.exists():
+        path = IN_THE_BOX
     for folder in (path, path / "model"):
         if (folder / "config.json").is_file():
             return folder

@@ -61,15 +61,13 @@ Cache = Annotated[
 SplitSeed = Annotated[
     int, typer.Option("--split-seed", help="Seed of the splits where the data has none.")
 ]
-ModelPath = Annotated[
-    str, typer.Option("--model", help="A run, a model folder, or a hub id.", show_default=False)
-]
+ModelPath = Annotated[str, typer.Option("--model", help="A run, a model folder, or a hub id.")]
 ModelPaths = Annotated[
     list[str],
     typer.Option(
         "--model",
         help="A run, a model folder, or a hub id. Given again, those models caption together.",
-        show_default=False,
+        show_default=regard.DEFAULT_MODEL,
     ),
 ]
 ModelArgument = Annotated[
@@ -450,7 +448,7 @@ def caption(
         ),
     ] = None,
     *,
-    model: ModelPaths,
+    model: ModelPaths = [],  # noqa: B006
     beam: Beam = 3,
     groups: Groups = 1,
     diversity: Diversity = 0.5,
@@ -531,6 +529,7 @@ def caption(
     ] = 1024,
 ) -> None:
     """Caption photos, or folders of them. Exit code 1 if one could not be; the others still are."""
+    model = model or [regard.DEFAULT_MODEL]
     from regard.apps.listeners import listener_of
 
     if _on_ray(engine):
@@ -595,9 +594,9 @@ def serve(
             "--model",
             metavar="[NAME=]MODEL",
             help="A run, a model folder, or a hub id; may be repeated, to choose from on the page.",
-            show_default=False,
+            show_default=regard.DEFAULT_MODEL,
         ),
-    ],
+    ] = [],  # noqa: B006
     host: Annotated[
         str, typer.Option("--host", help="Address to listen at; 0.0.0.0 lets other machines in.")
     ] = "127.0.0.1",
@@ -634,7 +633,8 @@ def serve(
     from regard.apps.serve import start
 
     start(
-        model, Limits(megabytes, megapixels, seconds, queue, per_client, batch), host=host,
+        model or [regard.DEFAULT_MODEL],
+        Limits(megabytes, megapixels, seconds, queue, per_client, batch), host=host,
         port=port, names=name or (), revision=revision, encoder=encoder, device=device,
         say=typer.echo,
     )  # fmt: skip
@@ -743,8 +743,9 @@ def evaluate(
     )
     from regard.finished import find_finished, load_finished
 
-    if bool(model) == (captions is not None):
+    if model and captions is not None:
         raise RegardError("Give either --model or --captions.")
+    model = model or [regard.DEFAULT_MODEL]
     dataset = _read(data, format, images, allow_missing, split_seed)
     extras = Extras(meteor=meteor, spice=spice, clip=clip)
     if captions is not None:
@@ -810,7 +811,7 @@ def compare(
 @app.command("gaze-check")
 def gaze_check(
     data: DataPath,
-    model: ModelPath,
+    model: ModelPath = regard.DEFAULT_MODEL,
     split: Annotated[
         str, typer.Option("--split", help="train, val (or dev), test or all.")
     ] = "test",
