@@ -1,6 +1,7 @@
 """The command line: parse, call one function, exit code.
 
-Exit codes: 0 all done, 1 some items failed, 2 bad usage, configuration or data. Heavy libraries
+Exit codes: 0 all done, 1 some items failed, 2 bad usage, configuration or data, 3 a fault of
+regard's own, 130 interrupted. Heavy libraries
 are imported inside each command, torch once its settings and data are read: help and complaints
 come at once.
 """
@@ -949,6 +950,15 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except Exception as error:
+        if os.environ.get("REGARD_DEBUG"):
+            raise
+        said = " ".join(str(error).split())
+        _warn(
+            f"regard: {type(error).__name__}: {said:.300}. This is a fault of regard's own. The "
+            "same command after `regard --debug` shows where; please report that."
+        )
+        sys.exit(3)
 
 
 def _read(
@@ -1003,7 +1013,8 @@ def _note(text: str) -> None:
 
 
 def _warn(text: str) -> None:
-    typer.secho(text, err=True, fg="red" if sys.stderr.isatty() else None)
+    coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    typer.secho(text, err=True, fg="red" if coloured else None)
 
 
 @contextmanager

@@ -1,19 +1,23 @@
-"""The demo: draw scenes, learn to caption them, caption new ones, show where each word looked.
+"""The demo: caption photos; then draw scenes, learn to caption them, show where each word looked.
 
-It needs no network and no weights: the encoder is a few convolutions that first learn which words
-a scene's captions hold, then the decoder learns to say them.
+The photos are captioned by the captioner in the box. The rest needs no network and no weights: the
+encoder is a few convolutions that first learn which words a scene's captions hold, then the decoder
+learns to say them.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
+from matplotlib.cbook import get_sample_data
+
+from regard import DEFAULT_MODEL
 from regard.apps.photos import draw_gaze
 from regard.apps.records import record
-from regard.captioner import Captioner, PhotoCaption
+from regard.captioner import Captioner, PhotoCaption, load
 from regard.checkpoint import read_model
 from regard.config import make_config
 from regard.data.dataset import read_dataset
@@ -27,6 +31,9 @@ from regard.training.run import Listener, train
 
 SCENES = 4000
 """Scenes drawn; a tenth is never seen in training."""
+
+SHIPPED = Path(__file__).parents[1] / "box" / "photos"
+"""A few photos, drawn by scripts/draw_photos.py."""
 
 SHOWN = 8
 """Unseen scenes whose gaze is drawn."""
@@ -51,6 +58,9 @@ def run_demo(
         count: scenes to draw.
         epochs: passes over them, if not the preset's.
     """
+    say("Captioning photos with the captioner that comes with regard ...")
+    _caption_shipped(out / "photos", say)
+
     say(f"Drawing {count} scenes ...")
     scenes = out / "scenes"
     draw_scenes(scenes, count=count, seed=seed)
@@ -94,6 +104,7 @@ def run_demo(
     )
     say(f"Everything is in {out.resolve()}:")
     for name, what in (
+        ("photos/", "where regard-small looked in the first photos"),
         ("gaze/", "where each word looked"),
         ("gallery.png", "generated beside actual captions"),
         ("loss.png", "how the training went"),
@@ -102,3 +113,16 @@ def run_demo(
         ("run/model/", f"the captioner: regard caption PHOTO --model {run}"),
     ):
         say(f"  {name:<15} {what}")
+
+
+def _caption_shipped(out: Path, say: Callable[[str], None]) -> None:
+    """Caption the photos that come with regard, and one that comes with matplotlib."""
+    photos = sorted(SHIPPED.glob("*.jpg"))
+    with suppress(FileNotFoundError):  # a public domain portrait of Grace Hopper
+        photos.append(Path(str(get_sample_data("grace_hopper.jpg", asfileobj=False))))
+    out.mkdir(parents=True, exist_ok=True)
+    captioner = load(DEFAULT_MODEL)
+    for photo, found in zip(photos, captioner.captions(photos), strict=True):
+        if isinstance(found, PhotoCaption):
+            say(f"  {photo.name}: {found.text}")
+            draw_gaze(photo, found, out / f"{photo.stem}.png")
