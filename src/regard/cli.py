@@ -1014,7 +1014,7 @@ def _note(text: str) -> None:
 
 def _warn(text: str) -> None:
     coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-    typer.secho(text, err=True, fg="red" if coloured else None)
+    typer.echo(typer.style(text, fg="red") if coloured else text, err=True)
 
 
 @contextmanager
