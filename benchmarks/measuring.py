@@ -82,7 +82,9 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join([line(texts[0]), line(rule), *map(line, texts[1:])])
 
 
-def report(name: str, text: str, figures: dict[str, Any], *, json: Path | None) -> None:
+def report(
+    name: str, text: str, figures: dict[str, Any], *, json: Path | None, of: str = ""
+) -> None:
     """Print a result, put it into its section of the page, and write its figures.
 
     Args:
@@ -90,15 +92,19 @@ def report(name: str, text: str, figures: dict[str, Any], *, json: Path | None) 
         text: Markdown.
         figures: plain values; the machine and the versions are added.
         json: where to write them, if anywhere.
+        of: what was measured, where a benchmark has a section for each of several things.
     """
+    heading = f"{name}, {of}" if of else name
     described = describe_machine()
     machine, versions = described["machine"], described["versions"]
     where = machine.get("accelerator") or f"{machine['processor']}, {machine['cores']} cores"
     known = ", ".join(f"{package} {version}" for package, version in versions.items())
-    section = f"## {name}\n\n`python benchmarks/{name}.py` on {where}; {known}.\n\n{text.strip()}\n"
+    section = (
+        f"## {heading}\n\n`python benchmarks/{name}.py` on {where}; {known}.\n\n{text.strip()}\n"
+    )
     print(section)
     page = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Measured\n"
-    pattern = re.compile(rf"^## {re.escape(name)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+    pattern = re.compile(rf"^## {re.escape(heading)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
     if pattern.search(page):
         page = pattern.sub(lambda _: section + "\n", page)
     else:
