@@ -99,7 +99,7 @@ def listed(command: Any, context: typer.Context, *, leave: str) -> str:
         if repeated and "repeated" not in said:
             notes.append("may be given again")
         told = "; ".join(filter(None, notes))
-        lines.append(f"- `{name}`: {text(said)}" + (f" *({text(told)})*" if told else ""))
+        lines.append(f"- `{name}` {text(said)}" + (f" *({text(told)})*" if told else ""))
     return "\n".join(lines)
 
 
@@ -119,7 +119,7 @@ def settings() -> str:
     groups: dict[str, list[str]] = {}
     for name, said in describe_fields():
         section = name.rpartition(".")[0]
-        groups.setdefault(section, []).append(f"- `{name}`: {text(said)}")
+        groups.setdefault(section, []).append(f"- `{name}` {text(said)}")
     for section, lines in groups.items():
         of = Config.model_fields[section].annotation if section else None
         about = text(str(of.__doc__)) if of is not None else "For the whole of a training."

@@ -35,6 +35,6 @@ def test_nothing_is_left_out():
     for option in ("--fine-tune <int>", "--xmp-stem", "--meteor / --no-meteor", "--per-client"):
         assert f"- `{option}" in PAGES["commands.md"]
     for name, _ in describe_fields():
-        assert f"- `{name}`: " in PAGES["settings.md"]
+        assert f"- `{name}` " in PAGES["settings.md"]
     for name in PRESETS:
         assert f"\n### {name}\n" in PAGES["settings.md"]
