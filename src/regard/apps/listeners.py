@@ -37,7 +37,7 @@ class Text:
 
     def __init__(self, *, captions: bool, count: int = 1, quiet: bool = False) -> None:
         self._captions, self._count, self._quiet = captions and not quiet, count, quiet
-        self._many = False
+        self._many = self._would = False
         # What is printed goes above the bar, but never through it: pipes get plain lines.
         self._progress = counting_bar("rate", hidden=quiet, redirect_stdout=sys.stdout.isatty())
         self._task = self._progress.add_task("captions", total=None, rate="", visible=False)
@@ -59,6 +59,7 @@ class Text:
 
     def would(self, path: str) -> None:
         """A line a photo."""
+        self._would = True
         if not self._quiet:
             typer.echo(shown(path))
 
@@ -82,7 +83,7 @@ class Text:
         """Say how many there were, if it was more than one."""
         self._progress.stop()
         if self._many and not self._quiet:
-            self._error(summary(tally))
+            self._error(summary(tally, would=self._would))
 
     def _error(self, text: str) -> None:
         if self._progress.disable:
@@ -156,9 +157,9 @@ class Json:
         typer.echo(line.encode("utf-8", "replace").decode(), file=self._stream)
 
 
-def summary(tally: Tally) -> str:
+def summary(tally: Tally, *, would: bool = False) -> str:
     """``1,200 captioned, 3 failed (2 empty, 1 damaged), 40 done before``."""
-    parts = [f"{tally.captioned:,} captioned"]
+    parts = [f"{tally.captioned:,} {'to be ' if would else ''}captioned"]
     if tally.failed:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in tally.failed.most_common())
         parts.append(f"{tally.failed.total():,} failed ({reasons})")
