@@ -66,10 +66,11 @@ def main() -> None:
     out = arguments.out
     cache = ["--cache", arguments.cache] if arguments.cache else []
     student = out / "student"
-    _run(
-        sys.executable, HERE / "distil.py", arguments.data, "--teacher", arguments.teacher,
-        "--out", student, "--epochs", arguments.epochs, *cache,
-    )  # fmt: skip
+    if not (student / "record.json").exists():
+        _run(
+            sys.executable, HERE / "distil.py", arguments.data, "--teacher", arguments.teacher,
+            "--out", student, "--epochs", arguments.epochs, *cache,
+        )  # fmt: skip
     for name, before, settings in STEPS:
         run = out / name
         begun = ("--encoder", student / "encoder") if before is None else ("--init", out / before)
