@@ -56,3 +56,38 @@ def test_a_home_that_cannot_be_written_to_is_no_reason_to_fail(fresh):
 def test_other_precisions_and_devices_have_none():
     assert native.native("look", torch.zeros(1, dtype=torch.float64)) is None
     assert native.native("look", torch.zeros(1, device="meta")) is None
+
+
+@pytest.mark.parametrize("gate", [False, True])
+@pytest.mark.parametrize("photos", [1, 3])
+def test_a_step_in_one_call_is_the_step_in_many(gate, photos):
+    """To the last bit, for rows in any order, whatever their number."""
+    from regard.models.lstm import LstmDecoder
+
+    if native.native("say", torch.empty(0, dtype=torch.bfloat16)) is None:
+        pytest.skip("no compiler, or a processor without bf16")
+    torch.manual_seed(5)
+    decoder = LstmDecoder(
+        vocabulary_size=70, feature_width=132, embedding_width=10, hidden_width=36,
+        attention_width=18, gate=gate,
+    ).fast("bf16")  # fmt: skip
+    assert decoder.joined is not None
+    say, none = decoder.joined._say, None
+    assert say is not None
+    state = decoder.start(torch.randn(photos, 5, 132))
+    for chosen in (
+        torch.arange(photos).repeat_interleave(3),
+        torch.tensor([2, 0]),
+        torch.tensor([0]),
+    ):
+        state = state.select(chosen)
+        tokens = torch.randint(70, (len(chosen),))
+        decoder.joined._say = none
+        apart = decoder.step(tokens, state)
+        decoder.joined._say = say
+        together = decoder.step(tokens, state)
+        assert torch.equal(apart.logits, together.logits)
+        assert torch.equal(apart.attention, together.attention)
+        assert torch.equal(apart.state.h, together.state.h)
+        assert torch.equal(apart.state.c, together.state.c)
+        state = together.state

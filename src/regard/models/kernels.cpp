@@ -87,6 +87,51 @@ inline float tanh_(float x) {
 
 using T = PRODUCTS;
 
+// Softmax over the regions of score . tanh(key + query): alpha (L), for one row.
+template <typename V>
+inline void look_one(const V* key, const V* query, const float* score, float* out, int64_t L,
+                     int64_t A) {
+    float most = -3e38f, sum = 0;
+    for (int64_t i = 0; i < L; i++, key += A) {
+        float e = 0;
+#pragma omp simd reduction(+ : e)
+        for (int64_t a = 0; a < A; a++) e += score[a] * tanh_(wide(key[a]) + wide(query[a]));
+        out[i] = e;
+        most = e > most ? e : most;
+    }
+    for (int64_t i = 0; i < L; i++) sum += out[i] = exp_(out[i] - most);
+    for (int64_t i = 0; i < L; i++) out[i] /= sum;
+}
+
+constexpr int64_t PART = 128;  // channels whose sums stay in registers
+
+// Some channels of the weighted sum of one row's regions (L, D).
+template <typename V>
+inline void gather_part(const float* alpha, const V* region, float* sum, int64_t width, int64_t L,
+                        int64_t D) {
+    for (int64_t d = 0; d < width; d++) sum[d] = 0;
+    for (int64_t i = 0; i < L; i++, region += D) {
+        const float a = alpha[i];
+#pragma omp simd
+        for (int64_t d = 0; d < width; d++) sum[d] += a * wide(region[d]);
+    }
+}
+
+template <typename V>
+inline void cell_one(const V* p, const V* z, const V* x, const float* c, float* g, float* after,
+                     V* h, int64_t N) {
+#pragma omp simd
+    for (int64_t j = 0; j < 3 * N; j++) g[j] = sigmoid(wide(p[j]) + wide(z[j]) + wide(x[j]));
+#pragma omp simd
+    for (int64_t j = 3 * N; j < 4 * N; j++) g[j] = tanh_(wide(p[j]) + wide(z[j]) + wide(x[j]));
+#pragma omp simd
+    for (int64_t j = 0; j < N; j++) {
+        const float now = g[N + j] * c[j] + g[j] * g[3 * N + j];
+        after[j] = now;
+        put(h[j], g[2 * N + j] * tanh_(now));
+    }
+}
+
 #if defined(__AVX512BF16__)
 
 // A tile of a product: ROWS rows of x with 64 columns of y, which are packed by pairs: for each
@@ -129,6 +174,41 @@ void tile(const bfloat16* x, const bfloat16* packed, const float* bias, float* o
     }
 }
 
+// out (M, width), float: x (M, 2 pairs) by packed columns, see tile, and a bias. Rows by sixes. To
+// be called by all threads of a team.
+void product(const bfloat16* x, const bfloat16* packed, const float* bias, float* out, int64_t M,
+             int64_t pairs, int64_t width) {
+#pragma omp for schedule(static)
+    for (int64_t column = 0; column < width; column += 64) {
+        const bfloat16* y = packed + column * pairs * 2;
+        const float* b = bias ? bias + column : nullptr;
+        const int64_t columns = width - column;
+        int64_t m = 0;
+        for (; m + 6 <= M; m += 6) {
+            tile<6>(x + m * pairs * 2, y, b, out + m * width + column, pairs, width, columns);
+        }
+        const bfloat16* rest = x + m * pairs * 2;
+        float* to = out + m * width + column;
+        switch (M - m) {
+            case 5: tile<5>(rest, y, b, to, pairs, width, columns); break;
+            case 4: tile<4>(rest, y, b, to, pairs, width, columns); break;
+            case 3: tile<3>(rest, y, b, to, pairs, width, columns); break;
+            case 2: tile<2>(rest, y, b, to, pairs, width, columns); break;
+            case 1: tile<1>(rest, y, b, to, pairs, width, columns); break;
+        }
+    }
+}
+
+// Rows of floats to bf16.
+void narrow(const float* x, bfloat16* out, int64_t count) {
+#pragma omp for schedule(static)
+    for (int64_t block = 0; block < count; block += 512) {
+        const int64_t end = block + 512 < count ? block + 512 : count;
+#pragma omp simd
+        for (int64_t i = block; i < end; i++) put(out[i], x[i]);
+    }
+}
+
 #endif
 
 }  // namespace
@@ -139,36 +219,18 @@ void look(const T* keys, const T* queries, int64_t stride, const float* score, f
           int64_t B, int64_t K, int64_t L, int64_t A, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < B * K; row++) {
-        const T* key = keys + row / K * L * A;
-        const T* query = queries + row * stride;
-        float* out = alpha + row * L;
-        float most = -3e38f, sum = 0;
-        for (int64_t i = 0; i < L; i++, key += A) {
-            float e = 0;
-#pragma omp simd reduction(+ : e)
-            for (int64_t a = 0; a < A; a++) e += score[a] * tanh_(wide(key[a]) + wide(query[a]));
-            out[i] = e;
-            most = e > most ? e : most;
-        }
-        for (int64_t i = 0; i < L; i++) sum += out[i] = exp_(out[i] - most);
-        for (int64_t i = 0; i < L; i++) out[i] /= sum;
+        look_one(keys + row / K * L * A, queries + row * stride, score, alpha + row * L, L, A);
     }
 }
 
 void gather(const float* alpha, const T* regions, T* z, int64_t B, int64_t K, int64_t L, int64_t D,
             int threads) {
-    constexpr int64_t PART = 128;  // channels whose sums stay in registers
 #pragma omp parallel for num_threads(threads) schedule(static) if (B * K > 1)
     for (int64_t row = 0; row < B * K; row++) {
         for (int64_t from = 0; from < D; from += PART) {
             const int64_t width = D - from < PART ? D - from : PART;
-            const T* region = regions + row / K * L * D + from;
-            float sum[PART] = {};
-            for (int64_t i = 0; i < L; i++, region += D) {
-                const float a = alpha[row * L + i];
-#pragma omp simd
-                for (int64_t d = 0; d < width; d++) sum[d] += a * wide(region[d]);
-            }
+            float sum[PART];
+            gather_part(alpha + row * L, regions + row / K * L * D + from, sum, width, L, D);
             for (int64_t d = 0; d < width; d++) put(z[row * D + from + d], sum[d]);
         }
     }
@@ -215,19 +277,8 @@ void cell(const T* past, int64_t stride, const T* context, const T* words, const
           float* gates, float* after, T* h, int64_t R, int64_t N, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < R; row++) {
-        const T *p = past + row * stride, *z = context + row * 4 * N, *x = words + row * 4 * N;
-        float* g = gates + row * 4 * N;
-        const float* c = before + row * N;
-#pragma omp simd
-        for (int64_t j = 0; j < 3 * N; j++) g[j] = sigmoid(wide(p[j]) + wide(z[j]) + wide(x[j]));
-#pragma omp simd
-        for (int64_t j = 3 * N; j < 4 * N; j++) g[j] = tanh_(wide(p[j]) + wide(z[j]) + wide(x[j]));
-#pragma omp simd
-        for (int64_t j = 0; j < N; j++) {
-            const float now = g[N + j] * c[j] + g[j] * g[3 * N + j];
-            after[row * N + j] = now;
-            put(h[row * N + j], g[2 * N + j] * tanh_(now));
-        }
+        cell_one(past + row * stride, context + row * 4 * N, words + row * 4 * N, before + row * N,
+                 gates + row * 4 * N, after + row * N, h + row * N, N);
     }
 }
 
@@ -294,27 +345,55 @@ void surprise_back(T* logits, const int64_t* targets, const float* normaliser,
 
 #if defined(__AVX512BF16__)
 
-// out (M, width), float: x (M, 2 pairs) by packed columns, see tile, and a bias. Rows by sixes.
+// See product.
 void multiply(const bfloat16* x, const bfloat16* packed, const float* bias, float* out, int64_t M,
               int64_t pairs, int64_t width, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t column = 0; column < width; column += 64) {
-        const bfloat16* y = packed + column * pairs * 2;
-        const float* b = bias ? bias + column : nullptr;
-        const int64_t columns = width - column;
-        int64_t m = 0;
-        for (; m + 6 <= M; m += 6) {
-            tile<6>(x + m * pairs * 2, y, b, out + m * width + column, pairs, width, columns);
+#pragma omp parallel num_threads(threads)
+    product(x, packed, bias, out, M, pairs, width);
+}
+
+// One word of the LSTM for R rows, each of a photo of its own or another's: what step() of lstm.py
+// is, in one team of threads. past is the gates, the query and, where there is a gate, its
+// argument; P values a row. N, A and D are even.
+void say(const float* h, const float* c, const int64_t* tokens, const int64_t* photo,
+         const float* keys, const float* regions, const float* score, const bfloat16* of_past,
+         const float* past_bias, const bfloat16* of_context, const float* words,
+         const bfloat16* of_score, const float* score_bias, float* after_h, float* after_c,
+         float* alpha, float* logits, float* room, int64_t R, int64_t L, int64_t D, int64_t A,
+         int64_t N, int64_t P, int64_t V, int threads) {
+    float *past = room, *context = past + R * P, *gates = context + R * 4 * N;
+    auto* small = reinterpret_cast<bfloat16*>(gates + R * 4 * N);  // R * max(N, D)
+    const bool gated = P > 4 * N + A;
+#pragma omp parallel num_threads(threads)
+    {
+        narrow(h, small, R * N);
+        product(small, of_past, past_bias, past, R, N / 2, P);
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < R; r++) {
+            look_one(keys + photo[r] * L * A, past + r * P + 4 * N, score, alpha + r * L, L, A);
         }
-        const bfloat16* rest = x + m * pairs * 2;
-        float* to = out + m * width + column;
-        switch (M - m) {
-            case 5: tile<5>(rest, y, b, to, pairs, width, columns); break;
-            case 4: tile<4>(rest, y, b, to, pairs, width, columns); break;
-            case 3: tile<3>(rest, y, b, to, pairs, width, columns); break;
-            case 2: tile<2>(rest, y, b, to, pairs, width, columns); break;
-            case 1: tile<1>(rest, y, b, to, pairs, width, columns); break;
+#pragma omp for schedule(static) collapse(2)
+        for (int64_t r = 0; r < R; r++) {
+            for (int64_t from = 0; from < D; from += PART) {
+                const int64_t width = D - from < PART ? D - from : PART;
+                float sum[PART];
+                gather_part(alpha + r * L, regions + photo[r] * L * D + from, sum, width, L, D);
+                const float* opening = past + r * P + 4 * N + A + from;
+                if (gated) {
+#pragma omp simd
+                    for (int64_t d = 0; d < width; d++) sum[d] *= sigmoid(opening[d]);
+                }
+                for (int64_t d = 0; d < width; d++) put(small[r * D + from + d], sum[d]);
+            }
         }
+        product(small, of_context, nullptr, context, R, D / 2, 4 * N);
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < R; r++) {
+            cell_one(past + r * P, context + r * 4 * N, words + tokens[r] * 4 * N, c + r * N,
+                     gates + r * 4 * N, after_c + r * N, after_h + r * N, N);
+        }
+        narrow(after_h, small, R * N);
+        product(small, of_score, score_bias, logits, R, N / 2, V);
     }
 }
 

@@ -19,6 +19,7 @@ from regard.models.attention import AdditiveAttention
 from regard.models.decoder import Decoder, Parts, Read, Rows, Step
 from regard.models.devices import Precision
 from regard.models.fast import Narrow, keeps_sums
+from regard.models.native import native
 from regard.models.recurrence import Weights, cell, recur
 
 
@@ -137,7 +138,7 @@ class LstmDecoder(Decoder):
         """A copy for use; see :meth:`Decoder.fast`."""
         copied = super().fast(precision)
         if isinstance(copied.of_word, Narrow) and keeps_sums(self.embedding.weight.device):
-            copied.joined = _Joined(self, copied.of_word)
+            copied.joined = _Joined(copied, self, copied.of_word)
         return copied
 
     @torch.no_grad()
@@ -151,6 +152,8 @@ class LstmDecoder(Decoder):
     @torch.no_grad()
     def step(self, tokens: Tensor, state: LstmState) -> Step:
         """Say one word, ``(R,)`` ids, in each row of the state."""
+        if self.joined is not None and (said := self.joined.say(tokens, state)) is not None:
+            return said
         rows, opening = state.rows, None
         if self.joined is not None:
             past, query, opening = self.joined.past(state.h)
@@ -210,14 +213,17 @@ class _Joined(nn.Module):
     """What a fast copy has beside its layers: fewer, larger products with the same results.
 
     Args:
+        copied: the copy.
         decoder: the decoder.
         of_word: the layer of its copy.
     """
 
     words: Tensor
     """Each word's part of the gates, ``(V, 4N)``."""
+    score: Tensor
+    """The attention's ``v``, ``(A,)``."""
 
-    def __init__(self, decoder: LstmDecoder, of_word: Narrow) -> None:
+    def __init__(self, copied: LstmDecoder, decoder: LstmDecoder, of_word: Narrow) -> None:
         super().__init__()
         layers = [decoder.of_hidden, decoder.attention.of_hidden]
         layers += [] if decoder.gate is None else [decoder.gate]
@@ -229,6 +235,34 @@ class _Joined(nn.Module):
         weights: list[Tensor] = [layer.weight for layer in layers]
         self._past = Narrow(torch.cat(weights), torch.cat(biases))
         self.register_buffer("words", of_word(decoder.embedding.weight.detach()))
+        self.register_buffer("score", decoder.attention.score.weight.detach().squeeze(0))
+        after = (copied.of_context, copied.output)
+        self._after = [layer for layer in after if isinstance(layer, Narrow)]
+        even = not any(w % 2 for w in (decoder.hidden_width, decoder.of_context.in_features))
+        self._say = (
+            native("say", torch.empty(0, dtype=torch.bfloat16, device=nothing.device))
+            if even and len(self._after) == len(after)
+            else None
+        )
+
+    def say(self, tokens: Tensor, state: LstmState) -> Step | None:
+        """A step in one call of ``kernels.cpp``, as :meth:`LstmDecoder.step`; none without it."""
+        if self._say is None or state.h.dtype != torch.float32:
+            return None
+        of_context, output = self._after
+        photo = state.rows.photo
+        (rows, n), (_, places, width), a = state.h.shape, state.regions.shape, len(self.score)
+        empty = state.h.new_empty
+        h, c, alpha = empty(rows, n), empty(rows, n), empty(rows, places)
+        logits, past = empty(rows, output.width), sum(self._widths)
+        room = empty(rows * (past + 8 * n + max(n, width)))
+        self._say(
+            state.h, state.c, tokens, photo, state.keys, state.regions, self.score,
+            self._past.weight, self._past.bias, of_context.weight, self.words, output.weight,
+            output.bias, h, c, alpha, logits, room, rows, places, width, a, n, past, output.width,
+        )  # fmt: skip
+        after = LstmState(h, c, state.rows, state.keys, state.regions)
+        return Step(logits, alpha, after)
 
     def past(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Of hidden states ``(R, N)``: gates ``(R, 4N)``, query ``(R, A)``, opening ``(R, D)``."""
