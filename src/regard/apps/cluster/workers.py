@@ -9,8 +9,9 @@ import pickle
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from regard.errors import ConfigError, MissingExtraError, RegardError
@@ -106,7 +107,12 @@ def run(
     )
     results = waiting.map_batches(
         _Called,
-        fn_constructor_kwargs={"worker": worker, "options": dict(options), "tries": tries},
+        fn_constructor_kwargs={
+            "worker": worker,
+            "options": dict(options),
+            "tries": tries,
+            "here": str(Path.cwd()),
+        },  # fmt: skip
         compute=data.ActorPoolStrategy(size=min(count, len(units))),
         batch_size=1,
         num_cpus=workers.cpus,
@@ -143,8 +149,12 @@ class _Tries:
 class _Called:
     """A worker as Ray Data calls it."""
 
-    def __init__(self, worker: type[Worker], options: dict[str, Any], tries: Any) -> None:
+    def __init__(
+        self, worker: type[Worker], options: dict[str, Any], tries: Any, here: str
+    ) -> None:
         logging.getLogger().setLevel(logging.ERROR)
+        with suppress(OSError):  # relative paths mean the same, where machines share the folder
+            os.chdir(here)
         self._tries = tries
         try:
             self._worker: Worker | RegardError = worker(**options)
