@@ -112,7 +112,7 @@ def run(
             "options": dict(options),
             "tries": tries,
             "here": str(Path.cwd()),
-        },  # fmt: skip
+        },
         compute=data.ActorPoolStrategy(size=min(count, len(units))),
         batch_size=1,
         num_cpus=workers.cpus,
