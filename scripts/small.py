@@ -2,10 +2,10 @@
 
     python scripts/small.py DATA --teacher ENCODER --out FOLDER [--epochs N]
 
-Four trainings: an encoder learns what the teacher sees (scripts/distil.py), a decoder learns to
-caption by it, both learn together, and the decoder learns from its own captions. Then the weights
-are rounded to bfloat16, scored, and written with their card to FOLDER/regard-small; with --install
-to the package too. The same command goes on where it was stopped.
+Three trainings: an encoder learns what the teacher sees (scripts/distil.py), a decoder learns to
+caption by it, and both learn together. Then the weights are rounded to bfloat16, scored, and
+written with their card to FOLDER/regard-small; with --install to the package too. The same command
+goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -43,12 +43,10 @@ PARTS = {
     "student": "the encoder sees what the teacher sees",
     "decoder": "the decoder captions by it",
     "whole": "both together",
-    "scst": "the decoder from its own captions",
 }
 STEPS = (
     ("decoder", None, "small-decoder.yaml"),
     ("whole", "decoder", "small-whole.yaml"),
-    ("scst", "whole", "small-scst.yaml"),
 )
 """Each training, the one that it begins with, and its settings."""
 
@@ -83,7 +81,7 @@ def main() -> None:
     _round(out / STEPS[-1][0] / "model", box)
     evaluated = {}
     for name, search in SEARCHES.items():
-        file = out / f"{name.replace(' ', '-')}.json"
+        file = out / f"{name.replace(',', '').replace(' ', '-')}.json"
         _regard("evaluate", arguments.data, "--model", box, *search, *cache, "--json", file)
         evaluated[name] = json.loads(file.read_text())
     _describe(box, evaluated, out)
@@ -102,11 +100,13 @@ def _round(model: Path, box: Path) -> None:
     with replaced_folder(box) as beside:
         shutil.copytree(model, beside, dirs_exist_ok=True)
         save_file(rounded, beside / WEIGHTS)
+        (beside / WEIGHTS).chmod(0o644)
         described = json.loads((beside / "config.json").read_text())
-        write_json(
-            beside / "config.json",
-            described | {"weights": hash_file(beside / WEIGHTS)},
-        )
+        # The encoder is in the folder; where it was made is nobody's business.
+        described["encoder"]["id"] = described["settings"]["encoder"]["id"] = regard.DEFAULT_MODEL
+        described["settings"].pop("captioner", None)
+        described["weights"] = hash_file(beside / WEIGHTS)
+        write_json(beside / "config.json", described)
 
 
 def _describe(box: Path, evaluated: dict[str, dict[str, Any]], out: Path) -> None:
@@ -119,7 +119,7 @@ def _describe(box: Path, evaluated: dict[str, dict[str, Any]], out: Path) -> Non
     lines = [
         f"| regard-small, {name} | "
         + " | ".join(f"{found['scores'].get(score, float('nan')):.3f}" for score in SCORES)
-        + f" | {found['diagnosis']['repeated phrase']:.1%} |"
+        + f" | {found['diagnosis']['repeated']:.1%} |"
         for name, found in evaluated.items()
     ]
     table = "\n".join([*lines, *OTHERS])

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -596,6 +595,8 @@ def make_config(
             f"There is no preset {preset!r}{_nearest(preset, PRESETS)}. "
             f"Presets: {', '.join(sorted(PRESETS))}."
         )
+    import yaml  # a twentieth of a second, which captioning has no need of
+
     values: dict[str, Any] = {}
     if file is not None:
         _merge(values, _read_yaml(file))
@@ -701,6 +702,8 @@ def _number(value: Any) -> Any:
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
+    import yaml
+
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
-
-from matplotlib.cbook import get_sample_data
 
 from regard import DEFAULT_MODEL
 from regard.apps.photos import draw_gaze
@@ -116,10 +114,8 @@ def run_demo(
 
 
 def _caption_shipped(out: Path, say: Callable[[str], None]) -> None:
-    """Caption the photos that come with regard, and one that comes with matplotlib."""
+    """Caption the photos that come with regard."""
     photos = sorted(SHIPPED.glob("*.jpg"))
-    with suppress(FileNotFoundError):  # a public domain portrait of Grace Hopper
-        photos.append(Path(str(get_sample_data("grace_hopper.jpg", asfileobj=False))))
     out.mkdir(parents=True, exist_ok=True)
     captioner = load(DEFAULT_MODEL)
     for photo, found in zip(photos, captioner.captions(photos), strict=True):
