@@ -105,7 +105,7 @@ def test_small_photos_come_first_and_teach(classes, tmp_path):
     assert sorted(set(seen)) == shapes
     assert seen == sorted(seen)  # growing
     assert [seen.count(shape) for shape in shapes] == [50, 30, 20]  # four batches, one that judges
-    assert marks[-1].explained > 0.05
+    assert marks[-1].explained > 0.02
 
 
 def test_the_loss_of_seeing_nothing_is_one(classes, tmp_path):

@@ -19,7 +19,8 @@ ESCAPE = "\x1b["
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shells_complete_commands_and_options(tmp_path, shell):
-    script = tiny.regard("--show-completion", shell, cwd=tmp_path).stdout
+    named = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}  # or it is the shell it runs in
+    script = tiny.regard("--show-completion", shell, cwd=tmp_path, **named).stdout
     assert "_REGARD_COMPLETE" in script
 
 

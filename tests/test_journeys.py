@@ -347,7 +347,10 @@ WRONG = [
     (["caption", "a.png", "--model", "run", "--out", "a.xls"], "a.xls ends in .xls"),
     (["caption", "a.png", "--model", "run", "--txt"], "There is no file for the records"),
     (["caption", "--model", "run"], "Give photos, folders"),
-    (["evaluate", "tiny", "--split", "val"], "Give either --model or --captions"),
+    (
+        ["evaluate", "tiny", "--model", "run", "--captions", "x.jsonl"],
+        "Give either --model or --captions",
+    ),
     (["evaluate", "tiny", "--model", "run", "--split", "vall"], "There is no split 'vall'"),
 ]
 WRONG_OF_EACH = [  # of each command one, run as people run it

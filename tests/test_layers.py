@@ -39,6 +39,7 @@ FLOORS = {
     "gaze_check": 6,
     "apps": 7,
     "cli": 8,
+    "__main__": 9,
 }
 
 # Neighbours on a floor: search speaks of a decoder's state and step (types alone); figures lay maps
