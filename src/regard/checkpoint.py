@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,19 +140,16 @@ def read_model(
     config = _settings(described, folder)
     vocabulary = read_vocabulary(folder, config.text.vocabulary)
     seer = _build_encoder(config, described, encoder, folder)
-    # An LSTM without storage: to draw random weights that are replaced takes longer than the rest.
-    hollow = config.decoder.kind == "lstm"
-    with torch.device("meta") if hollow else nullcontext():
-        decoder = build_decoder(
-            config.decoder,
-            vocabulary_size=len(vocabulary),
-            feature_width=int(described["feature_width"]),
-        )
+    decoder = build_decoder(
+        config.decoder,
+        vocabulary_size=len(vocabulary),
+        feature_width=int(described["feature_width"]),
+    )
     try:
         tensors = load_file(str(weights_file))
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{weights_file} cannot be read: {error}. Copy it again.") from error
-    _fill(decoder, tensors, "decoder.", weights_file, hollow=hollow)
+    _fill(decoder, tensors, "decoder.", weights_file)
     if described["trained_encoder"]:
         _fill(seer, tensors, "encoder.", weights_file)
     return Model(
@@ -299,14 +295,8 @@ def _build_encoder(
 
 
 def _fill(
-    module: torch.nn.Module,
-    tensors: Mapping[str, torch.Tensor],
-    prefix: str,
-    file: Path,
-    *,
-    hollow: bool = False,
+    module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], prefix: str, file: Path
 ) -> None:
-    """Give a module its weights; one without storage gets copies in its own precision."""
     own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     wanted = module.state_dict()
     problems = (
@@ -325,9 +315,7 @@ def _fill(
             f"{file} does not fit its config.json: {'; '.join(problems)}. Copy the whole folder "
             "again."
         )
-    if hollow:  # copies, because tensors from a file may be the file itself, which can change
-        own = {name: value.to(wanted[name].dtype, copy=True) for name, value in own.items()}
-    module.load_state_dict(own, assign=hollow)
+    module.load_state_dict(own)
 
 
 def _card(described: Mapping[str, Any], config: Config, words: int) -> str:
