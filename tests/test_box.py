@@ -14,6 +14,7 @@ import regard
 import tiny
 from regard.checkpoint import IN_THE_BOX, read_model
 from regard.describe import Decoding
+from regard.errors import ModelError
 
 PHOTOS = IN_THE_BOX.parent / "photos"
 
@@ -39,7 +40,7 @@ def test_it_is_found_by_its_name_unless_a_folder_has_it(tmp_path, monkeypatch):
     assert read_model("regard-small").folder == IN_THE_BOX
     monkeypatch.chdir(tmp_path)
     Path("regard-small").mkdir()
-    with pytest.raises(regard.captioner.ModelError, match="regard-small is no model folder"):
+    with pytest.raises(ModelError, match="regard-small is no model folder"):
         read_model("regard-small")
 
 

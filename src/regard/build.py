@@ -42,12 +42,24 @@ def build_encoder(config: EncoderConfig) -> Encoder:
     return encoder
 
 
-def build_decoder(config: DecoderConfig, *, vocabulary_size: int, feature_width: int) -> Decoder:
-    """A decoder with random weights."""
+def build_decoder(
+    config: DecoderConfig, *, vocabulary_size: int, feature_width: int, fresh: bool = True
+) -> Decoder:
+    """A decoder with random weights.
+
+    Args:
+        config: its settings.
+        vocabulary_size: V.
+        feature_width: D.
+        fresh: without, what takes long to draw is left out, for others to take its place.
+    """
     settings = config.of_kind() | {
         "embedding_width": config.embedding_width or _usual_width(config)
     }
-    build = _DECODERS[settings.pop("kind")]
+    kind = settings.pop("kind")
+    build = _DECODERS[kind]
+    if kind == "lstm":
+        settings["fresh"] = fresh
     return build(vocabulary_size=vocabulary_size, feature_width=feature_width, **settings)
 
 

@@ -144,6 +144,7 @@ def read_model(
         config.decoder,
         vocabulary_size=len(vocabulary),
         feature_width=int(described["feature_width"]),
+        fresh=False,
     )
     try:
         tensors = load_file(str(weights_file))

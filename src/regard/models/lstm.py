@@ -67,6 +67,8 @@ class LstmDecoder(Decoder):
             context (Xu et al., section 4.2.1, with one value a channel).
         dropout: share of values dropped in training, of the words' vectors and of the hidden
             values before the scores.
+        fresh: whether the first weights are drawn as training needs them; loading has no use for
+            orthogonal matrices.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class LstmDecoder(Decoder):
         start_state: Literal["mean", "zeros"] = "mean",
         gate: bool = False,
         dropout: float = 0.0,
+        fresh: bool = True,
     ) -> None:
         super().__init__()
         self.hidden_width = hidden_width
@@ -97,7 +100,8 @@ class LstmDecoder(Decoder):
         self.output = nn.Linear(hidden_width, vocabulary_size)
         self.dropout = nn.Dropout(dropout)
         self.joined: _Joined | None = None  # of a fast copy
-        self._initialise()
+        if fresh:
+            self._initialise()
 
     def read(self, regions: Tensor, captions: Tensor) -> Read:
         """Read known captions; see :meth:`Decoder.read`."""
