@@ -43,7 +43,7 @@ def commands() -> str:
         WRITTEN + "# Commands",
         "This page is `--help` of every command. Exit codes are the same everywhere: **0** all is "
         "done, **1** something failed and the rest is done, **2** the command, its settings or "
-        "the data are wrong, **130** it was interrupted.",
+        "the data are wrong, **3** a fault of regard's own, **130** it was interrupted.",
         "## regard",
         text(str(root.help)),
         listed(root, typer.Context(root, info_name="regard"), leave="completion"),

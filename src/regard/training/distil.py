@@ -8,11 +8,11 @@ teacher, m and s the mean and the deviation of its channel over the training pho
     loss = mean over regions and channels of (W a + b - t)^2
 
 so that every channel counts, and at the full size of the photos a loss of 1 is that of a student
-which sees nothing. Both look at
-the same views of each photo, and the teaching is long (Beyer et al., "Knowledge distillation: a
-good teacher is patient and consistent", 2022). The teacher's regions come from the feature cache:
-it looks at each view once. The student's view has other colours each time, which the teacher's
-regions, taken from the view as it is, tell it to see through.
+which sees nothing. Both look at the same views of each photo, and the teaching is long (Beyer et
+al., "Knowledge distillation: a good teacher is patient and consistent", 2022). The teacher's
+regions come from the feature cache: it looks at each view once. The student's view has other
+colours each time, which the teacher's regions, taken from the view as it is, tell it to see
+through.
 
 Small photos teach most of it, several times as fast: the student may see them smaller at first
 (Howard, "fast.ai DAWNBench", 2018; Tan and Le, "EfficientNetV2", 2021, section 4). What the teacher

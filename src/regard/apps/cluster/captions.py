@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from regard.apps.cluster.shards import Done, ShardFolder
+from regard.apps.cluster.shards import ShardFolder
 from regard.apps.cluster.units import Unit, find_units, photos_of
 from regard.apps.cluster.workers import Workers, cluster, run
 from regard.apps.names import Named
 from regard.apps.photos import Listener, Tally, captioned_by, reordered
 from regard.apps.records import full_record
-from regard.captioner import PhotoCaption, PhotoLike, load
+from regard.captioner import AnyCaptioner, PhotoCaption, PhotoLike, load
 from regard.describe import Decoding
 from regard.errors import ConfigError, PhotoError
-from regard.models.clip import load_clip
+from regard.models.clip import Clip, load_clip
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +38,23 @@ class Speaking:
     device: str = "auto"
     """Of each worker."""
 
+    def load(self, device: str) -> tuple[AnyCaptioner, Clip | None]:
+        """The captioner, and the CLIP if there is one."""
+        captioner = load(self.models, encoder=self.encoder, revision=self.revision, device=device)
+        if self.clip is None:
+            return captioner, None
+        return captioner, load_clip(self.clip, device=device, option="--rerank")
+
 
 class Outcome(NamedTuple):
     """What came of a unit."""
 
-    unit: str
-    """Its name."""
     captioned: int
     """Photos."""
     failures: list[tuple[str, str, str]]
     """Path, message and reason of each photo without a caption."""
-    before: Done | None = None
-    """Of a shard that was there already: another worker wrote it before it died."""
+    failed_before: int = 0
+    """Photos without one in a shard that was there: another worker wrote it before it died."""
 
 
 def caption_on_cluster(
@@ -87,12 +92,7 @@ def caption_on_cluster(
             finished is kept.
     """
     folder = ShardFolder(out)
-    captioner = load(
-        speaking.models, encoder=speaking.encoder, revision=speaking.revision, device="cpu"
-    )
-    clip = None if speaking.clip is None else load_clip(
-        speaking.clip, device="cpu", option="--rerank"
-    )  # fmt: skip
+    captioner, clip = speaking.load("cpu")
     by = captioned_by(captioner, speaking.decoding, alt=speaking.alt, clip=clip)
     del captioner, clip
     units = list({u.id: u for u in find_units(given, lists, size=unit_size, by=by)}.values())
@@ -123,7 +123,6 @@ def caption_on_cluster(
                 options = {
                     "speaking": speaking, "by": by, "place": folder.place,
                     "expected": (_total(waiting) or _MANY) // count,
-                    "threads": max(1, int(workers.cpus)),
                 }  # fmt: skip
                 for outcome in run(CaptionWorker, options, waiting, workers, count):
                     _count(outcome, tally, listener)
@@ -152,9 +151,8 @@ def _total(units: Sequence[Unit]) -> int | None:
 
 def _count(outcome: Outcome, tally: Tally, listener: Listener) -> None:
     tally.captioned += outcome.captioned
-    if outcome.before is not None:
-        tally.captioned += outcome.before.captioned
-        tally.failed[_BEFORE] += outcome.before.failed
+    if outcome.failed_before:
+        tally.failed[_BEFORE] += outcome.failed_before
     for path, message, reason in outcome.failures:
         tally.failed[reason] += 1
         listener.failed(path, PhotoError(message, reason))
@@ -169,33 +167,21 @@ class CaptionWorker:
         by: as the records have it.
         place: of the shards.
         expected: photos that it will see, about: many are worth a preparation.
-        threads: of torch.
     """
 
-    def __init__(
-        self, speaking: Speaking, by: str, place: str, expected: int, threads: int
-    ) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
+    def __init__(self, speaking: Speaking, by: str, place: str, expected: int) -> None:
         self._speaking, self._by, self._expected = speaking, by, expected
         self._folder = ShardFolder(place)
-        self._captioner = load(
-            speaking.models, encoder=speaking.encoder, revision=speaking.revision,
-            device=speaking.device,
-        )  # fmt: skip
-        self._clip = None if speaking.clip is None else load_clip(
-            speaking.clip, device=speaking.device, option="--rerank"
-        )  # fmt: skip
+        self._captioner, self._clip = speaking.load(speaking.device)
 
     def __call__(self, unit: Unit) -> Outcome:
         """Caption a unit and write its shard, unless that is there."""
         if done := self._folder.find(unit.id):
-            return Outcome(unit.id, 0, [], done)
+            return Outcome(done.captioned, [], done.failed)
         records = self._records(unit)
         done = self._folder.write(unit.id, records)
         failures = [(r["path"], r["error"], r["reason"]) for r in records if "error" in r]
-        return Outcome(unit.id, done.captioned, failures)
+        return Outcome(done.captioned, failures)
 
     def _records(self, unit: Unit) -> list[dict[str, Any]]:
         """The records of a unit's photos, in their order."""
@@ -215,13 +201,13 @@ class CaptionWorker:
                 yield Path(source) if isinstance(source, str) else source
 
         decoding = self._speaking.decoding
-        found = list(self._captioner.captions(opened(), decoding, expected=self._expected))
-        waiting = iter(found)
+        made = list(self._captioner.captions(opened(), decoding, expected=self._expected))
+        waiting = iter(made)
         results = [failed.get(place) or next(waiting) for place in range(len(names))]
         return [
             full_record(
                 name, self._ordered(name, result, content.get(place)), by=self._by,
-                count=self._speaking.decoding.count, alt=self._speaking.alt,
+                count=decoding.count, alt=self._speaking.alt,
             )
             for place, (name, result) in enumerate(zip(names, results, strict=True))
         ]  # fmt: skip

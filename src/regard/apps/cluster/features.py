@@ -55,7 +55,6 @@ def features_on_cluster(
         options = {
             "encoder": encoder, "root": None if root is None else root.absolute(),
             "device": device, "expected": len(paths) // count,
-            "threads": max(1, int(workers.cpus)),
         }  # fmt: skip
         for seen in run(FeatureWorker, options, units, workers, count):
             done += seen
@@ -70,15 +69,11 @@ class FeatureWorker:
         root: of the cache.
         device: where it runs.
         expected: photos that it will see, about.
-        threads: of torch.
     """
 
     def __init__(
-        self, encoder: EncoderConfig, root: Path | None, device: str, expected: int, threads: int
+        self, encoder: EncoderConfig, root: Path | None, device: str, expected: int
     ) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
         self._encoder = _Once(build_encoder(encoder).to(find_device(device)), expected)
         self._root = root
 

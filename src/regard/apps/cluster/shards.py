@@ -95,15 +95,13 @@ class ShardFolder:
 
     def done(self) -> dict[str, Done]:
         """The units that are done."""
-        return {unit: done for unit, (done, _) in self._shards().items()}
+        return dict(filter(None, map(_unit_of, self._listed())))
 
     def find(self, unit: str) -> Done | None:
         """A unit, if it is done."""
         system, root = self._system()
-        for path in system.glob(posixpath.join(root, f"{unit}-*.parquet")):
-            if found := _NAME.fullmatch(posixpath.basename(path)):
-                return Done(int(found[2]), int(found[3]))
-        return None
+        names = system.glob(posixpath.join(root, f"{unit}-*.parquet"))
+        return next((done for _, done in filter(None, map(_unit_of, names))), None)
 
     def write(self, unit: str, records: Sequence[Mapping[str, Any]]) -> Done:
         """Write the records of a unit as its shard, whole or not at all."""
@@ -118,7 +116,8 @@ class ShardFolder:
     def keep(self, units: set[str]) -> int:
         """Remove the shards of all other units, whose photos have changed or gone; how many."""
         system, _ = self._system()
-        others = [path for unit, (_, path) in self._shards().items() if unit not in units]
+        found = [(path, _unit_of(path)) for path in self._listed()]
+        others = [path for path, known in found if known is not None and known[0] not in units]
         for path in others:
             system.rm_file(path)
         return len(others)
@@ -130,13 +129,6 @@ class ShardFolder:
             return [str(path) for path in system.ls(root, detail=False)]
         except FileNotFoundError:
             return []
-
-    def _shards(self) -> dict[str, tuple[Done, str]]:
-        found: dict[str, tuple[Done, str]] = {}
-        for path in self._listed():
-            if name := _NAME.fullmatch(posixpath.basename(path)):
-                found[name[1]] = Done(int(name[2]), int(name[3])), path
-        return found
 
     def _write(self, name: str, content: bytes) -> None:
         system, root = self._system()
@@ -164,6 +156,12 @@ class ShardFolder:
             ) from error
         system.invalidate_cache()
         return system, str(root)
+
+
+def _unit_of(path: str) -> tuple[str, Done] | None:
+    """Which unit a file is the shard of, and what came of it; none if it is no shard."""
+    name = _NAME.fullmatch(posixpath.basename(path))
+    return None if name is None else (name[1], Done(int(name[2]), int(name[3])))
 
 
 def _named(photos: Any) -> str:

@@ -11,7 +11,7 @@ import io
 import posixpath
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -73,7 +73,7 @@ def find_units(
     named: list[Named] = []
     for photo in _expanded(given, lists):
         if isinstance(photo, Unit):
-            yield Unit(_id(by, photo.id), (), photo.archive, photo.group, photo.count)
+            yield replace(photo, id=_id(by, photo.id))
             continue
         named.append(photo)
         if photo.key % size == 0 or len(named) >= _LARGEST * size:

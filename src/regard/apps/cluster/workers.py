@@ -112,6 +112,7 @@ def run(
             "options": dict(options),
             "tries": tries,
             "here": str(Path.cwd()),
+            "threads": max(1, int(workers.cpus)),
         },
         compute=data.ActorPoolStrategy(size=min(count, len(units))),
         batch_size=1,
@@ -150,8 +151,11 @@ class _Called:
     """A worker as Ray Data calls it."""
 
     def __init__(
-        self, worker: type[Worker], options: dict[str, Any], tries: Any, here: str
+        self, worker: type[Worker], options: dict[str, Any], tries: Any, here: str, threads: int
     ) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
         logging.getLogger().setLevel(logging.ERROR)
         with suppress(OSError):  # relative paths mean the same, where machines share the folder
             os.chdir(here)
