@@ -11,10 +11,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from regard.files import write_json
 from regard.machine import describe_machine
+
+if TYPE_CHECKING:
+    import torch
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 """One section a benchmark, each written by the benchmark that it is named after."""
@@ -40,6 +43,11 @@ def options(
         parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures there too")
     return parser
+
+
+def elsewhere(device: torch.device) -> str:
+    """What to name a section after, beside its benchmark: nothing on a CPU."""
+    return "" if device.type == "cpu" else device.type
 
 
 def take_turns(ways: Mapping[str, Callable[[], object]], *, runs: int) -> dict[str, list[float]]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import medians, options, report, table
+from measuring import elsewhere, medians, options, report, table
 
 from regard.build import build_decoder
 from regard.config import make_config
@@ -66,7 +66,7 @@ def main() -> None:
         f"{precision}; wanted: at most {WANTED:.0%} of it for the reward. Medians of "
         f"{arguments.runs} steps.\n\n{table(head, rows)}"
     )
-    report("scst", text, figures, json=arguments.json)
+    report("scst", text, figures, json=arguments.json, of=elsewhere(device))
 
 
 def _measured(preset: str, device: torch.device, runs: int) -> dict[str, float]:
@@ -111,7 +111,7 @@ def _measured(preset: str, device: torch.device, runs: int) -> dict[str, float]:
         _finish(device)
         taught = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=fast_precision(device) == "bf16"):
-            total, _ = learner(photos, lesson.captions, lesson.weights)
+            total, _ = learner(photos, lesson.captions, weights=lesson.weights)
         (total / lesson.divisor).backward()
         clip_gradients(learner, 5.0)
         optimizer.step()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import medians, options, report, table, take_turns
+from measuring import elsewhere, medians, options, report, table, take_turns
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -66,7 +66,7 @@ def main() -> None:
         f"{BATCHES[-1]} to literal. Medians of {arguments.runs} runs in turn.\n\n"
         f"{table(head, rows)}"
     )
-    report("search", text, figures, json=arguments.json)
+    report("search", text, figures, json=arguments.json, of=elsewhere(device))
 
 
 def _measured(

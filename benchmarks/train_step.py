@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measuring import medians, options, report, table, take_turns
+from measuring import elsewhere, medians, options, report, table, take_turns
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -100,7 +100,7 @@ def main() -> None:
         f"{roofline['step'] * 1e3:.0f} ms, {roofline['step'] / roofline['compute']:.2f} times the "
         "higher of the two bounds."
     )
-    report("train_step", text, figures, json=arguments.json)
+    report("train_step", text, figures, json=arguments.json, of=elsewhere(device))
 
 
 def _measured(vocabulary: int, device: torch.device, runs: int) -> dict[str, Any]:
@@ -192,7 +192,7 @@ def _literal_step(vocabulary: int, device: torch.device) -> Step:
 
 def _our_step(vocabulary: int, each: int, device: torch.device, precision: str) -> Step:
     decoder = _decoder(vocabulary)
-    learner = Learner(encoder=None, decoder=decoder, pad=0, label_smoothing=0.0).to(device)
+    learner = Learner(encoder=None, decoder=decoder, pad=0, end=2, label_smoothing=0.0).to(device)
     photos = torch.rand(B, L, D, device=device).half()  # as the cache has them
     captions = torch.randint(4, vocabulary, (B, each, T + 1), device=device)
     optimizer = torch.optim.Adam(learner.parameters(), 1e-3, fused=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ def describe_machine() -> dict[str, Any]:
     """Plain values for JSON.
 
     Returns:
-        ``machine``: ``platform``, ``processor``, ``cores`` (that this process may use) and
-        ``memory_gib`` (0 where the system does not say); ``versions``: of Python and of
-        :data:`PACKAGES`, those that are installed.
+        ``machine``: ``platform``, ``processor``, ``cores`` (that this process may use),
+        ``memory_gib`` (0 where the system does not say) and, if this process has used a CUDA
+        device, ``accelerator``, its name; ``versions``: of Python and of :data:`PACKAGES`, those
+        that are installed.
     """
     versions = {"python": platform.python_version()}
     for package in ("regard", *PACKAGES):
@@ -33,6 +35,7 @@ def describe_machine() -> dict[str, Any]:
             "processor": _processor(),
             "cores": _cores(),
             "memory_gib": round(_memory() / 2**30, 1),
+            **_accelerator(),
         },
         "versions": versions,
     }
@@ -63,6 +66,13 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.machine())
+
+
+def _accelerator() -> dict[str, str]:
+    torch = sys.modules.get("torch")  # its import takes a second, and without it none is in use
+    if torch is None or not torch.cuda.is_initialized():
+        return {}
+    return {"accelerator": torch.cuda.get_device_name()}
 
 
 def _cores() -> int:

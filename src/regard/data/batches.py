@@ -7,10 +7,13 @@ without talking to the others.
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -76,7 +79,7 @@ class CachedRegions:
 
 
 class PreparedPhotos:
-    """Photos opened and prepared when they are needed, ``(B, 3, H, W)``.
+    """Photos opened and prepared when they are needed, ``(B, 3, H, W)``, by several threads.
 
     Args:
         preparation: an upright RGB photo to ``(3, H, W)``, float32.
@@ -87,14 +90,28 @@ class PreparedPhotos:
         self, preparation: Callable[[Image.Image], np.ndarray], paths: Sequence[Path]
     ) -> None:
         self._preparation, self._paths = preparation, list(paths)
+        self._threads = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
 
     def read(self, indices: Sequence[int], views: Sequence[int] | None = None) -> Tensor:
         """Prepared photos ``(B, 3, H, W)``, float32."""
-        seen = [
-            self._preparation(VIEWS[view](open_photo(self._paths[i])))
-            for i, view in zip(indices, views or [0] * len(indices), strict=True)
-        ]
-        return torch.from_numpy(np.stack(seen))
+        seen = self._threads.map(self._seen, indices, views or [0] * len(indices))
+        return torch.from_numpy(np.stack(list(seen)))
+
+    def _seen(self, index: int, view: int) -> np.ndarray:
+        return self._preparation(VIEWS[view](open_photo(self._paths[index])))
+
+
+Item = TypeVar("Item")
+
+
+def read_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items; the next two are made by a thread while one is in use."""
+    nothing = object()
+    with ThreadPoolExecutor(1) as thread:
+        waiting = deque(thread.submit(next, items, nothing) for _ in range(2))
+        while (item := waiting.popleft().result()) is not nothing:
+            waiting.append(thread.submit(next, items, nothing))
+            yield item  # type: ignore[misc]
 
 
 def inputs_and_targets(captions: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,7 +141,7 @@ class Captions:
         return torch.from_numpy(ids)
 
 
-Item = tuple[int, tuple[int, ...]]
+Reading = tuple[int, tuple[int, ...]]
 """A photo's index and which of its captions are read."""
 
 
@@ -175,7 +192,7 @@ class Plan:
             photos = source.read(indices, [int(v) for v in views[list(indices)]])
             yield Batch(photos, self.captions.padded(groups), targets, indices, len(items))
 
-    def order(self, epoch: int) -> list[list[Item]]:
+    def order(self, epoch: int) -> list[list[Reading]]:
         """The items of each batch of an epoch, over all processes."""
         rng = np.random.default_rng([self.seed, epoch])
         items = self._drawn(rng)
@@ -211,7 +228,7 @@ class Plan:
             return sum(1 for group in groups if group)
         return sum(len(group) for group in groups)
 
-    def _drawn(self, rng: np.random.Generator) -> list[Item]:
+    def _drawn(self, rng: np.random.Generator) -> list[Reading]:
         groups = self.captions.by_photo
         if self.grouping == "caption":
             return [(p, (k,)) for p, group in enumerate(groups) for k in range(len(group))]

@@ -140,6 +140,7 @@ def build_views(
     root: Path | None = None,
     *,
     views: int,
+    batch_size: int = 8,
     on_progress: Callable[[int, int], None] | None = None,
     on_message: Callable[[str], None] | None = None,
 ) -> list["FeatureStore"]:
@@ -150,13 +151,14 @@ def build_views(
         encoder: as for :func:`build_features`.
         root: likewise.
         views: how many there are, with the whole photo, of which the features are not given.
+        batch_size: likewise.
         on_progress: as for :func:`build_features`.
         on_message: likewise.
     """
     return [
         build_features(
             photos, _ViewEncoder(encoder, view), root,
-            on_progress=on_progress, on_message=on_message,
+            batch_size=batch_size, on_progress=on_progress, on_message=on_message,
         )
         for view in VIEWS[1:views]
     ]  # fmt: skip

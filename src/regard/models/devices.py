@@ -49,3 +49,8 @@ def fast_precision(device: torch.device) -> Precision:
         supported = torch.cpu.get_capabilities()
         return "bf16" if supported.get("avx512_bf16") or supported.get("amx_bf16") else "float32"
     return "float32"
+
+
+def photos_at_once(device: torch.device) -> int:
+    """How many photos go through an encoder together: enough of them to fill the device."""
+    return 8 if device.type == "cpu" else 32  # where each core has a batch, its cache is what fills

@@ -41,8 +41,8 @@ def fast_form(
     Args:
         backbone: from photos (B, 3, height, width) to features (B, D, H, W).
         precision: ``float32`` differs from the backbone by rounding only.
-        photos: how many there are. From :data:`WORTH_COMPILING` on the copy is compiled at the
-            first call; where that cannot be done, for want of a C++ compiler, it works uncompiled.
+        photos: how many there are. From :data:`WORTH_COMPILING` on the copy is compiled for a CPU at
+            the first call; where that cannot be done, for want of a compiler, it works uncompiled.
         batch_size: the most photos that are given at a time. A compiled copy is for this size
             alone; fewer photos are filled up with empty ones.
 
@@ -54,7 +54,8 @@ def fast_form(
     fold_batch_norms(copied)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     copied.to(dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    run: Encode = _Compiled(copied, batch_size) if photos >= WORTH_COMPILING else copied
+    worth = photos >= WORTH_COMPILING and device.type == "cpu"
+    run: Encode = _Compiled(copied, batch_size) if worth else copied
 
     def encode(images: Tensor) -> Tensor:
         with torch.no_grad():

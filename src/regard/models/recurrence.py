@@ -42,6 +42,9 @@ precision of the keys (bfloat16 where the processor is fast at it).
 
 from __future__ import annotations
 
+import functools
+import importlib
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -128,13 +131,11 @@ class _Recurrence(torch.autograd.Function):
 
         for t in range(steps):
             torch.mm(states[t], past_t, out=pasts[t])
-            alpha = look(keys, queries[t], v)  # (B, K, L)
-            attention[t] = alpha.view(rows, spots)
+            alpha = look(keys, queries[t], v, out=attention[t].view(photos, each, spots))
             torch.bmm(alpha.to(narrow), regions, out=contexts[t].view(photos, each, -1))
             seen = contexts[t]
             if opened is not None and gate_bias is not None:
-                opened[t] = torch.sigmoid(pasts[t, :, four_n + a :].to(wide) + gate_bias)
-                seen = seen * opened[t]
+                seen = open_gate(pasts[t, :, four_n + a :], gate_bias, seen, beta=opened[t])
             if context_t is not None:
                 seen = seen @ context_t
             cell(
@@ -181,11 +182,13 @@ class _Recurrence(torch.autograd.Function):
             d_g = d_pasts[t, :, :four_n]
             cell_back(gates[t], cells[t], cells[t + 1], d_h, d_hidden[t], d_c, d_gates=d_g)
             d_seen = d_g if context_n is None else d_g @ context_n
-            if opened is not None:
-                beta = opened[t]
-                d_pasts[t, :, four_n + a :] = d_seen * contexts[t] * beta * (1 - beta)
-                d_seen = d_seen * beta
-            d_contexts[t] = d_seen
+            if opened is None:
+                d_contexts[t] = d_seen
+            else:
+                open_gate_back(
+                    d_seen, contexts[t], opened[t], d_past=d_pasts[t, :, four_n + a :],
+                    d_context=d_contexts[t],
+                )  # fmt: skip
             d_alpha = torch.bmm(d_contexts[t].view(photos, each, width), regions_t)
             look_back(
                 keys, pasts[t, :, four_n : four_n + a], v, attention[t], d_alpha,
@@ -221,22 +224,25 @@ class _Recurrence(torch.autograd.Function):
         )
 
 
-# --- one step's formulas: in torch, and the same compiled ------------------------------------
+# --- one step's formulas: in torch, and the same compiled for the CPU and for GPUs ------------
 
 
-def look(keys: Tensor, queries: Tensor, score: Tensor) -> Tensor:
+def look(keys: Tensor, queries: Tensor, score: Tensor, *, out: Tensor | None = None) -> Tensor:
     """``alpha``, ``(B, K, L)``, of keys ``(B, L, A)``, queries ``(B, K, A)`` and ``v``."""
     photos, spots, a = keys.shape
     each = queries.shape[1]
     wide = torch.promote_types(keys.dtype, torch.float32)
     score = score.to(wide)
+    alpha = keys.new_empty(photos, each, spots, dtype=wide) if out is None else out
     if compiled := native("look", keys):
-        alpha = torch.empty(photos, each, spots, dtype=wide)
         keys, rows = keys.contiguous(), queries.to(keys.dtype).flatten(0, 1)
         compiled(keys, rows, rows.stride(0), score.contiguous(), alpha, photos, each, spots, a)
-        return alpha
-    s = _squashed(keys, queries)
-    return (s @ (2 * score).to(s.dtype)).to(wide).softmax(dim=-1)
+    elif gpu := _gpu(keys):
+        gpu.look(keys.contiguous(), queries.flatten(0, 1), score.contiguous(), alpha)
+    else:
+        s = _squashed(keys, queries)
+        alpha.copy_((s @ (2 * score).to(s.dtype)).to(wide).softmax(dim=-1))
+    return alpha
 
 
 def gather(alpha: Tensor, regions: Tensor) -> Tensor:
@@ -268,6 +274,12 @@ def look_back(
             d_queries.stride(0), d_keys, d_score, photos, each, spots, a,
         )  # fmt: skip
         return
+    if gpu := _gpu(keys):
+        gpu.look_back(
+            keys, queries, score, alpha, d_alpha, d_alpha_too, d_queries=d_queries, d_keys=d_keys,
+            d_score=d_score,
+        )  # fmt: skip
+        return
     d_alpha = d_alpha.view(alpha.shape).to(alpha.dtype)
     if d_alpha_too is not None:
         d_alpha = d_alpha + d_alpha_too
@@ -286,6 +298,28 @@ def _squashed(keys: Tensor, queries: Tensor) -> Tensor:
     return torch.add(2 * keys.unsqueeze(1), queries.unsqueeze(2), alpha=2).sigmoid_()
 
 
+def open_gate(past: Tensor, bias: Tensor, context: Tensor, *, beta: Tensor) -> Tensor:
+    """``beta * y``, ``(R, D)``, of ``W_b h`` and ``b_b``; ``beta`` is set."""
+    if gpu := _gpu(context):
+        seen = torch.empty_like(context)
+        gpu.open_gate(past, bias, context, beta=beta, seen=seen)
+        return seen
+    wide = torch.promote_types(past.dtype, torch.float32)
+    beta.copy_(torch.sigmoid(past.to(wide) + bias))
+    return context * beta
+
+
+def open_gate_back(
+    d_seen: Tensor, context: Tensor, beta: Tensor, *, d_past: Tensor, d_context: Tensor
+) -> None:
+    """Its way back: ``d_past`` and ``d_context`` are set."""
+    if gpu := _gpu(context):
+        gpu.open_gate_back(d_seen, context, beta, d_past=d_past, d_context=d_context)
+        return
+    d_past.copy_(d_seen * context * beta * (1 - beta))
+    torch.mul(d_seen, beta, out=d_context)
+
+
 def cell(
     past: Tensor, seen: Tensor, words: Tensor, before: Tensor, *, gates: Tensor, after: Tensor,
     h: Tensor,
@@ -294,6 +328,9 @@ def cell(
     rows, n = before.shape
     if compiled := native("cell", past):
         compiled(past, past.stride(0), seen, words, before, gates, after, h, rows, n)
+        return
+    if gpu := _gpu(past):
+        gpu.cell(past, seen.contiguous(), words, before, gates=gates, after=after, h=h)
         return
     torch.add(past[:, : 4 * n].to(gates.dtype) + seen, words, out=gates)
     gates[:, : 3 * n].sigmoid_()
@@ -314,6 +351,9 @@ def cell_back(
             gates, before, after, d_h, d_output, d_c, d_gates, d_gates.stride(0), rows, n
         )  # fmt: skip
         return
+    if gpu := _gpu(d_h):
+        gpu.cell_back(gates, before, after, d_h, d_output, d_c, d_gates=d_gates)
+        return
     i, f, o, new = gates.chunk(4, dim=-1)
     d = d_h.to(d_c.dtype) + d_output
     squashed = after.tanh()
@@ -323,3 +363,18 @@ def cell_back(
     d_gates[:, 2 * n : 3 * n] = d * squashed * o * (1 - o)
     d_gates[:, 3 * n :] = d_c * i * (1 - new * new)
     d_c *= f
+
+
+def _gpu(like: Tensor) -> ModuleType | None:
+    """:mod:`regard.models.gpu`, if it can compute in the precision of ``like`` where that is."""
+    if like.device.type != "cuda" or like.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    return None if torch.compiler.is_exporting() else _triton()
+
+
+@functools.cache
+def _triton() -> ModuleType | None:
+    try:
+        return importlib.import_module("regard.models.gpu")
+    except ImportError:
+        return None

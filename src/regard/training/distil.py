@@ -23,9 +23,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -35,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from regard.data.batches import CachedRegions, PreparedPhotos
+from regard.data.batches import CachedRegions, PreparedPhotos, read_ahead
 from regard.images import Preparation
 from regard.models.devices import fast_precision
 from regard.models.resnet import ResNet
@@ -250,18 +248,11 @@ def _in_order(judged: Class, lessons: Lessons, side: int | None) -> Pairs:
 def _read_ahead(
     known: Class, batches: Sequence[Sequence[int]], views: Sequence[int], side: int | None
 ) -> Pairs:
-    """Photos and regions of batches; the next two are read while one is learnt from."""
+    """Photos and regions of batches."""
     photos = known.photos(side)
 
     def read(batch: Sequence[int]) -> tuple[Tensor, Tensor]:
         seen = [views[i] for i in batch]
         return photos.read(batch, seen), known.regions.read(batch, seen)
 
-    waiting: deque[Future[tuple[Tensor, Tensor]]] = deque()
-    with ThreadPoolExecutor(1) as thread:
-        for batch in batches:
-            waiting.append(thread.submit(read, batch))
-            if len(waiting) > 2:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    return read_ahead(map(read, batches))

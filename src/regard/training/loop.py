@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.config import TrainConfig
-from regard.data.batches import PhotoSource, Plan
+from regard.data.batches import PhotoSource, Plan, read_ahead
 from regard.errors import RegardError
 from regard.training.average import Average
 from regard.training.lesson import Lesson, Teach
@@ -192,7 +192,7 @@ def run_loop(
             learner.train()
             batches = plan.batches(source, epoch=progress.epoch, first=progress.batch)
             began = time.perf_counter()
-            for batch in batches:
+            for batch in read_ahead(batches):
                 factor = rate(
                     config,
                     step=progress.step,

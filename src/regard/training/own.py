@@ -29,6 +29,7 @@ from regard.data.features import build_features, build_views
 from regard.describe import Decoding, describe
 from regard.models.clip import Clip, load_clip
 from regard.models.decoder import Decoder
+from regard.models.devices import photos_at_once
 from regard.models.encoders import Encoder
 from regard.text.tokenise import tokenise
 from regard.text.vectors import read_vectors
@@ -262,17 +263,22 @@ def _sources(
 ) -> tuple[PhotoSource, PhotoSource]:
     """Where the photos come from: the feature cache, or the files if the encoder is trained."""
     paths, judged_paths = [p.path for p in photos], [p.path for p in judged]
+    encoder.to(fabric.device)
     if not encoder.frozen:
+        encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return (
             PreparedPhotos(encoder.preparation, paths),
             PreparedPhotos(encoder.preparation, judged_paths),
         )
     progress = features if fabric.is_global_zero else None
+    at_once = photos_at_once(fabric.device)
     whole = build_features(
-        [*paths, *judged_paths], encoder, cache, on_progress=progress, on_message=message
-    )
+        [*paths, *judged_paths], encoder, cache,
+        batch_size=at_once, on_progress=progress, on_message=message,
+    )  # fmt: skip
     others = build_views(
-        paths, encoder, cache, views=views, on_progress=progress, on_message=message
-    )
+        paths, encoder, cache,
+        views=views, batch_size=at_once, on_progress=progress, on_message=message,
+    )  # fmt: skip
     fabric.barrier()
     return CachedRegions([whole, *others], paths), CachedRegions([whole], judged_paths)

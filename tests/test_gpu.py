@@ -1,0 +1,112 @@
+"""The recurrence on a GPU: its kernels, interpreted here, and the whole where there is one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from regard.models import recurrence
+from regard.models.lstm import LstmDecoder
+from regard.training.learner import Learner
+
+V, D, PAD = 37, 10, 0
+
+ON_A_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="There is no CUDA GPU here.")
+
+
+def small(*, gate: bool) -> LstmDecoder:
+    """Odd widths, so that a block that is not whole shows; biases away from zero."""
+    torch.manual_seed(1)
+    decoder = LstmDecoder(
+        vocabulary_size=V, feature_width=D, embedding_width=5, hidden_width=19, attention_width=35,
+        gate=gate,
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return decoder
+
+
+def gradients(decoder: LstmDecoder, *, autocast: bool = False) -> dict[str, torch.Tensor]:
+    """Of a loss that all of the reading has a part in, the gaze too; as float64 on the CPU."""
+    device = decoder.embedding.weight.device
+    generator = torch.Generator().manual_seed(2)
+    regions = torch.rand(2, 9, D, generator=generator).to(device).requires_grad_()
+    captions = torch.randint(4, V, (2, 3, 6), generator=generator)
+    captions[0, 1, 3:] = captions[1, 2, 2:] = PAD
+    learner = Learner(
+        encoder=None,
+        decoder=decoder,
+        pad=PAD,
+        end=2,
+        label_smoothing=0.1,
+        attention_penalty=1.0,
+    )
+    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        total, nll = learner(regions, captions.to(device))
+    total.backward()
+    found = {name: p.grad for name, p in decoder.named_parameters()}
+    found |= {"regions": regions.grad, "total": total.detach(), "nll": nll.detach()}
+    return {name: value.double().cpu() for name, value in found.items()}
+
+
+def furthest(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """Largest relative difference of a tensor."""
+    return max(
+        float((found[name] - wanted).norm() / wanted.norm()) for name, wanted in expected.items()
+    )
+
+
+@pytest.mark.parametrize("gate", [False, True])
+def test_kernels_are_the_formulas(gate, monkeypatch):
+    """By Triton's interpreter: forward, backward, strided rows, widths that are no whole block."""
+    monkeypatch.setenv("REGARD_COMPILER", "")
+    expected = gradients(small(gate=gate))
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # read when the kernels are defined
+    pytest.importorskip("triton", reason="Triton is not installed.")
+    used = []
+    monkeypatch.setattr(recurrence, "_gpu", lambda _: used.append(1) or recurrence._triton())
+    found = gradients(small(gate=gate))
+
+    assert used
+    assert furthest(found, expected) < 1e-5
+
+
+@ON_A_GPU
+@pytest.mark.parametrize("gate", [False, True])
+@pytest.mark.parametrize(("autocast", "most"), [(False, 1e-4), (True, 0.05)])
+def test_a_gpu_finds_the_gradients_of_the_cpu(gate, autocast, most):
+    expected = gradients(small(gate=gate))
+
+    found = gradients(small(gate=gate).cuda(), autocast=autocast)
+
+    assert furthest(found, expected) < most
+
+
+@ON_A_GPU
+def test_a_gpu_repeats_itself():
+    first, again = (gradients(small(gate=True).cuda(), autocast=True) for _ in range(2))
+
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@ON_A_GPU
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_steps_on_a_gpu_are_those_of_the_cpu(precision):
+    decoder = small(gate=True).eval()
+    regions = torch.rand(3, 9, D)
+    tokens = torch.randint(4, V, (4, 3))
+    ways = {}
+    for device in ("cpu", "cuda"):
+        fast = decoder.to(device).fast("float32" if device == "cpu" else precision)
+        state = fast.start(regions.to(device))
+        scores = []
+        for words in tokens.to(device):
+            logits, attention, state = fast.step(words, state)
+            scores += [logits.cpu(), attention.cpu()]
+        ways[device] = torch.cat([s.flatten() for s in scores])
+
+    difference = (ways["cuda"] - ways["cpu"]).norm() / ways["cpu"].norm()
+
+    assert difference < (1e-4 if precision == "float32" else 0.02)
