@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from regard.models import recurrence
+from regard.models import captured, reading, recurrence
 from regard.models.lstm import LstmDecoder
 from regard.training.learner import Learner
 
@@ -66,11 +66,94 @@ def test_kernels_are_the_formulas(gate, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")  # read when the kernels are defined
     pytest.importorskip("triton", reason="Triton is not installed.")
     used = []
-    monkeypatch.setattr(recurrence, "_gpu", lambda _: used.append(1) or recurrence._triton())
+    monkeypatch.setattr(recurrence, "gpu_kernels", lambda _: used.append(1) or recurrence._triton())
     found = gradients(small(gate=gate))
 
     assert used
     assert furthest(found, expected) < 1e-5
+
+
+class Replayed:
+    """What stands for a CUDA graph where there is none."""
+
+    def __init__(self, run, _pool):
+        self.replay = run
+
+
+@pytest.fixture(params=["replayed", "cuda"])
+def recorded(request, monkeypatch) -> str:
+    """A device whose loops are recorded; the bookkeeping is the same without a GPU."""
+    captured._FREE.clear()
+    if request.param == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("There is no CUDA GPU here.")
+        return "cuda"
+    monkeypatch.setattr(reading, "_launches", lambda _: True)
+    monkeypatch.setattr(captured, "_captured", Replayed)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    return "cpu"
+
+
+def read_and_back(decoder: LstmDecoder, words: int, seed: int):
+    """The hidden states of a reading, and what goes back from them to regions and weights."""
+    device = decoder.embedding.weight.device
+    generator = torch.Generator().manual_seed(seed)
+    regions = torch.rand(2, 9, D, generator=generator).to(device).requires_grad_()
+    captions = torch.randint(4, V, (2, 3, words), generator=generator).to(device)
+    read = decoder.read(regions, captions)
+
+    def back() -> dict[str, torch.Tensor]:
+        weights = list(decoder.parameters())[:-2]  # not those of the scores
+        loss = read.hidden.square().sum() + read.attention.square().sum()
+        found = torch.autograd.grad(loss, [regions, *weights], allow_unused=True)
+        return {str(i): d.double().cpu() for i, d in enumerate(found) if d is not None}
+
+    return read, back
+
+
+@pytest.mark.parametrize("gate", [False, True])
+def test_a_recorded_loop_is_the_loop_whatever_was_read_before(gate, recorded):
+    """More words, fewer, more than there is room for, and the same again."""
+    decoder, expecting = small(gate=gate).to(recorded), small(gate=gate)
+    for seed, words in enumerate([6, 3, 6, 17, 1, 8, 6]):
+        read, back = read_and_back(decoder, words, seed)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(reading, "_launches", lambda _: False)
+            expected, expected_back = read_and_back(expecting, words, seed)
+            assert torch.allclose(read.hidden.cpu(), expected.hidden, atol=1e-5)
+            assert torch.allclose(read.attention.cpu(), expected.attention, atol=1e-5)
+            assert furthest(back(), expected_back()) < 1e-4
+    assert [len(free) for free in captured._FREE.values()] == [1]
+
+
+def test_readings_under_way_together_have_recordings_of_their_own(recorded):
+    decoder = small(gate=True).to(recorded)
+    alone = [read_and_back(decoder, 5, seed)[1]() for seed in (1, 2)]
+
+    together = [read_and_back(decoder, 5, seed)[1] for seed in (1, 2)]
+    with torch.no_grad():
+        read_and_back(decoder, 5, 3)
+
+    for back, expected in zip(together, alone, strict=True):
+        assert furthest(back(), expected) < 1e-6
+
+
+def test_the_way_back_through_a_recording_is_gone_once(recorded):
+    read, _ = read_and_back(small(gate=True).to(recorded), 5, 1)
+    read.hidden.sum().backward(retain_graph=True)
+
+    with pytest.raises(RuntimeError, match="once only"):
+        read.hidden.sum().backward()
+
+
+def test_few_kinds_of_recordings_are_kept(recorded):
+    for width in range(3, 4 + captured.MOST):
+        decoder = LstmDecoder(
+            vocabulary_size=V, feature_width=D, hidden_width=width, embedding_width=3
+        )
+        read_and_back(decoder.to(recorded), 2, 0)[1]()
+
+    assert len(captured._FREE) == captured.MOST
 
 
 @ON_A_GPU

@@ -49,7 +49,7 @@ class AdditiveAttention(nn.Module):
         return keys
 
     def forward(self, query: Tensor, keys: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
-        """Look once, for use: it has no gradient (:func:`regard.models.recurrence.recur` has).
+        """Look once, for use: it has no gradient (:func:`regard.models.reading.recur` has).
 
         Args:
             query: ``(B, K, A)``, from :attr:`of_hidden`, of the K captions of each photo.

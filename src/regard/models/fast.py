@@ -41,8 +41,8 @@ def fast_form(
     Args:
         backbone: from photos (B, 3, height, width) to features (B, D, H, W).
         precision: ``float32`` differs from the backbone by rounding only.
-        photos: how many there are. From :data:`WORTH_COMPILING` on the copy is compiled for a CPU at
-            the first call; where that cannot be done, for want of a compiler, it works uncompiled.
+        photos: how many there are. On a CPU and from :data:`WORTH_COMPILING` on the copy is
+            compiled at the first call; without a C++ compiler it works uncompiled.
         batch_size: the most photos that are given at a time. A compiled copy is for this size
             alone; fewer photos are filled up with empty ones.
 

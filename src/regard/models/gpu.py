@@ -4,8 +4,8 @@ The same four formulas as in ``kernels.cpp``, and the gate: each is one launch i
 twelve, and nothing of size (B, K, L, A) is ever stored. Arithmetic and sums are float32. Each sum
 is added up by one program in one order, without atomics, so results repeat to the last bit.
 
-Rows may be strided where their tensors are parts of wider ones; all else is dense. Triton comes with
-torch where torch was built for a GPU; elsewhere this module is not imported.
+Rows may be strided where their tensors are parts of wider ones; all else is dense. Triton comes
+with torch where torch was built for a GPU; elsewhere this module is not imported.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def look(keys: Tensor, queries: Tensor, score: Tensor, alpha: Tensor) -> None:
     photos, spots, a = keys.shape
     spots_up, chunk = _tile(spots, a)
     _look[(len(queries),)](
-        keys, queries, queries.stride(0), score, alpha, spots,
-        EACH=len(queries) // photos, A=a, SPOTS=spots_up, CHUNK=chunk,
+        keys, queries, queries.stride(0), score, alpha, len(queries) // photos, spots,
+        A=a, SPOTS=spots_up, CHUNK=chunk,
     )  # fmt: skip
 
 
@@ -100,15 +100,14 @@ def _tanh(x):
 
 @triton.jit
 def _look(
-    keys, queries, stride, score, alpha, spots,
-    EACH: tl.constexpr, A: tl.constexpr,
+    keys, queries, stride, score, alpha, each, spots, A: tl.constexpr,
     SPOTS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """One row: softmax over the regions of ``v . tanh(k_i + q)``."""
     row = tl.program_id(0).to(tl.int64)
     spot, column = tl.arange(0, SPOTS), tl.arange(0, CHUNK)
     there = spot < spots
-    keys += (row // EACH) * spots * A
+    keys += (row // each) * spots * A
     e = tl.zeros([SPOTS], tl.float32)
     for first in range(0, A, CHUNK):
         channel = first + column

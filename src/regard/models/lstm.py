@@ -20,7 +20,8 @@ from regard.models.decoder import Decoder, Parts, Read, Rows, Step
 from regard.models.devices import Precision
 from regard.models.fast import Narrow, keeps_sums
 from regard.models.native import native
-from regard.models.recurrence import Weights, cell, recur
+from regard.models.reading import recur
+from regard.models.recurrence import Weights, cell
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ from __future__ import annotations
 import functools
 import importlib
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,161 +67,181 @@ class Weights(NamedTuple):
     """b_b, ``(D,)``; none without a gate."""
 
 
-def recur(
-    words: Tensor, keys: Tensor, regions: Tensor, h: Tensor, c: Tensor, weights: Weights
-) -> tuple[Tensor, Tensor]:
-    """Read known captions word by word.
+class Given(NamedTuple):
+    """What the loop reads; R = B K rows. Or the gradients by it, in its shapes."""
+
+    words: Tensor
+    """``(T, R, 4N)``"""
+    keys: Tensor
+    """``(B, L, A)``; what is not said to be wide is in their precision."""
+    regions: Tensor | None
+    """``(B, L, D)``; of gradients none where it is not asked for."""
+    h: Tensor
+    """``(R, N)``"""
+    c: Tensor
+    """``(R, N)``, wide."""
+    past: Tensor
+    """``(4N + A [+ D], N)``"""
+    score: Tensor
+    """``(A,)``, wide."""
+    context: Tensor | None
+    """``(4N, D)``"""
+    gate_bias: Tensor | None
+    """``(D,)``, wide."""
+
+
+class Kept(NamedTuple):
+    """What the loop makes, and needs on its way back."""
+
+    pasts: Tensor
+    """``(T, R, 4N + A [+ D])``: W_h h, W_q h, W_b h."""
+    states: Tensor
+    """``(T + 1, R, N)``"""
+    cells: Tensor
+    """``(T + 1, R, N)``, wide."""
+    gates: Tensor
+    """``(T, R, 4N)``, wide."""
+    attention: Tensor
+    """``(T, R, L)``, wide."""
+    contexts: Tensor
+    """``(T, R, D)``: before the gate."""
+    opened: Tensor | None
+    """``(T, R, D)``: beta."""
+
+    @classmethod
+    def blank(cls, given: Given) -> Kept:
+        """Room for it."""
+        steps, rows, four_n = given.words.shape
+        _, spots, width = _regions(given).shape
+
+        def block(*shape: int, like: Tensor) -> Tensor:
+            return like.new_empty(shape)
+
+        narrow, wide, n = given.keys, given.c, four_n // 4
+        return cls(
+            pasts=block(steps, rows, len(given.past), like=narrow),
+            states=block(steps + 1, rows, n, like=narrow),
+            cells=block(steps + 1, rows, n, like=wide),
+            gates=block(steps, rows, four_n, like=wide),
+            attention=block(steps, rows, spots, like=wide),
+            contexts=block(steps, rows, width, like=narrow),
+            opened=None if given.gate_bias is None else block(steps, rows, width, like=narrow),
+        )
+
+
+def forward(given: Given, kept: Kept) -> None:
+    """The loop; ``kept`` is set."""
+    words, keys, _, h, c, past, v, context, gate_bias = given
+    pasts, states, cells, gates, attention, contexts, opened = kept
+    steps, rows, four_n = words.shape
+    photos, spots, a = keys.shape
+    each = rows // photos
+    regions = _regions(given)
+    past_t = past.t()
+    context_t = None if context is None else context.t()
+    queries = pasts.view(steps, photos, each, -1)[..., four_n : four_n + a]
+    states[0] = h
+    cells[0] = c
+
+    for t in range(steps):
+        torch.mm(states[t], past_t, out=pasts[t])
+        alpha = look(keys, queries[t], v, out=attention[t].view(photos, each, spots))
+        torch.bmm(alpha.to(keys.dtype), regions, out=contexts[t].view(photos, each, -1))
+        seen = contexts[t]
+        if opened is not None and gate_bias is not None:
+            seen = open_gate(pasts[t, :, four_n + a :], gate_bias, seen, beta=opened[t])
+        if context_t is not None:
+            seen = seen @ context_t
+        cell(
+            pasts[t], seen, words[t], cells[t], gates=gates[t], after=cells[t + 1],
+            h=states[t + 1],
+        )  # fmt: skip
+
+
+def backward(
+    given: Given, kept: Kept, d_hidden: Tensor, d_attention: Tensor | None, *, of_regions: bool
+) -> Given:
+    """Its way back.
 
     Args:
-        words: ``(T, B, K, 4N)``, the words' part of the gates with their bias.
-        keys: ``(B, L, A)``, the regions' part of the scores. Its dtype is that of the products.
-        regions: ``(B, L, D)``, or ``(B, L, 4N)`` if W_z has been applied to them, which is exact
-            without a gate; same dtype as ``keys``.
-        h: ``(B, K, N)``, the hidden state before the first word.
-        c: ``(B, K, N)``, the cell state before the first word.
-        weights: the weights of the loop.
-
-    Returns:
-        The hidden states after each word ``(T, B, K, N)``, in the precision of the products, and
-        the attention weights ``(T, B, K, L)``, at least float32.
+        given: as it was.
+        kept: as it was left.
+        d_hidden: ``(T, R, N)``, by the hidden states after each word.
+        d_attention: ``(T, R, L)``, wide, by the attention.
+        of_regions: whether the gradient by the regions is asked for.
     """
-    hidden, attention = _Recurrence.apply(words, keys, regions, h, c, *weights)  # type: ignore[no-untyped-call]
-    return hidden, attention
+    _, keys, _, _, _, past, v, context, _ = given
+    pasts, states, cells, gates, attention, contexts, opened = kept
+    steps, rows, four_n = gates.shape
+    a = keys.shape[-1]
+    regions = _regions(given)
+    photos, _, width = regions.shape
+    each = rows // photos
+    narrow, wide = keys.dtype, cells.dtype
+    regions_t = regions.transpose(1, 2)  # (B, D, L)
+    d_pasts = torch.empty_like(pasts)
+    d_contexts = torch.empty_like(contexts)
+    d_keys = torch.zeros_like(keys, dtype=wide)  # without their factor v
+    d_score = v.new_zeros(photos, a)
+    d_h = torch.zeros_like(states[0])
+    d_c = torch.zeros_like(cells[0])
 
-
-class _Recurrence(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        words: Tensor,
-        keys: Tensor,
-        regions: Tensor,
-        h: Tensor,
-        c: Tensor,
-        past: Tensor,
-        score: Tensor,
-        context: Tensor | None,
-        gate_bias: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        steps, photos, each, four_n = words.shape
-        spots, a = keys.shape[1:]
-        narrow = keys.dtype
-        wide = torch.promote_types(narrow, torch.float32)
-        rows, n = photos * each, four_n // 4
-
-        def block(*shape: int, dtype: torch.dtype = narrow) -> Tensor:
-            return torch.empty(*shape, dtype=dtype, device=keys.device)
-
-        ctx.dtypes = words.dtype, h.dtype, c.dtype, None if gate_bias is None else gate_bias.dtype
-        keys, regions = keys.contiguous(), regions.contiguous()
-        words = words.to(narrow).contiguous().view(steps, rows, four_n)
-        past_t = past.to(narrow).t()
-        context_t = None if context is None else context.to(narrow).t()
-        v = score.to(wide)
-        pasts = block(steps, rows, len(past))  # W_h h, W_q h, W_b h
-        queries = pasts.view(steps, photos, each, -1)[..., four_n : four_n + a]
-        states = block(steps + 1, rows, n)
-        cells = block(steps + 1, rows, n, dtype=wide)
-        gates = block(steps, rows, four_n, dtype=wide)
-        attention = block(steps, rows, spots, dtype=wide)
-        contexts = block(steps, rows, regions.shape[-1])
-        opened = None if gate_bias is None else torch.empty_like(contexts)
-        states[0] = h.reshape(rows, n)
-        cells[0] = c.reshape(rows, n)
-
-        for t in range(steps):
-            torch.mm(states[t], past_t, out=pasts[t])
-            alpha = look(keys, queries[t], v, out=attention[t].view(photos, each, spots))
-            torch.bmm(alpha.to(narrow), regions, out=contexts[t].view(photos, each, -1))
-            seen = contexts[t]
-            if opened is not None and gate_bias is not None:
-                seen = open_gate(pasts[t, :, four_n + a :], gate_bias, seen, beta=opened[t])
-            if context_t is not None:
-                seen = seen @ context_t
-            cell(
-                pasts[t], seen, words[t], cells[t], gates=gates[t], after=cells[t + 1],
-                h=states[t + 1],
+    for t in reversed(range(steps)):
+        d_g = d_pasts[t, :, :four_n]
+        cell_back(gates[t], cells[t], cells[t + 1], d_h, d_hidden[t], d_c, d_gates=d_g)
+        d_seen = d_g if context is None else d_g @ context
+        if opened is None:
+            d_contexts[t] = d_seen
+        else:
+            open_gate_back(
+                d_seen, contexts[t], opened[t], d_past=d_pasts[t, :, four_n + a :],
+                d_context=d_contexts[t],
             )  # fmt: skip
-
-        ctx.save_for_backward(
-            keys, regions, past, score, context, pasts, states, cells, gates, attention, contexts,
-            opened,
+        d_alpha = torch.bmm(d_contexts[t].view(photos, each, width), regions_t)
+        look_back(
+            keys, pasts[t, :, four_n : four_n + a], v, attention[t], d_alpha,
+            None if d_attention is None else d_attention[t],
+            d_queries=d_pasts[t, :, four_n : four_n + a], d_keys=d_keys, d_score=d_score,
         )  # fmt: skip
-        ctx.set_materialize_grads(False)
-        shape = (steps, photos, each, -1)
-        return states[1:].view(shape), attention.view(shape)
+        d_h = d_pasts[t] @ past
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, d_hidden: Tensor | None, d_attention: Tensor | None) -> tuple[Any, ...]:
-        (keys, regions, past, score, context, pasts, states, cells, gates, attention, contexts,
-         opened) = ctx.saved_tensors  # fmt: skip
-        steps, rows, four_n = gates.shape
-        n, a = four_n // 4, keys.shape[-1]
-        photos, spots, width = regions.shape
-        each = rows // photos
-        narrow, wide = keys.dtype, cells.dtype
-        if d_hidden is None:
-            d_hidden = torch.zeros_like(states[1:])
-        d_hidden = d_hidden.to(narrow).reshape(steps, rows, n).contiguous()
-        if d_attention is not None:
-            d_attention = d_attention.to(wide).reshape(steps, rows, spots).contiguous()
-
-        past_n = past.to(narrow)
-        context_n = None if context is None else context.to(narrow)
-        v = score.to(wide)
-        regions_t = regions.transpose(1, 2)  # (B, D, L)
-        d_pasts = torch.empty_like(pasts)
-        d_contexts = torch.empty_like(contexts)
-        d_keys = torch.zeros_like(keys, dtype=wide)  # without their factor v
-        d_score = v.new_zeros(photos, a)
-        d_h = torch.zeros_like(states[0])
-        d_c = torch.zeros_like(cells[0])
-
-        for t in reversed(range(steps)):
-            d_g = d_pasts[t, :, :four_n]
-            cell_back(gates[t], cells[t], cells[t + 1], d_h, d_hidden[t], d_c, d_gates=d_g)
-            d_seen = d_g if context_n is None else d_g @ context_n
-            if opened is None:
-                d_contexts[t] = d_seen
-            else:
-                open_gate_back(
-                    d_seen, contexts[t], opened[t], d_past=d_pasts[t, :, four_n + a :],
-                    d_context=d_contexts[t],
-                )  # fmt: skip
-            d_alpha = torch.bmm(d_contexts[t].view(photos, each, width), regions_t)
-            look_back(
-                keys, pasts[t, :, four_n : four_n + a], v, attention[t], d_alpha,
-                None if d_attention is None else d_attention[t],
-                d_queries=d_pasts[t, :, four_n : four_n + a], d_keys=d_keys, d_score=d_score,
-            )  # fmt: skip
-            d_h = d_pasts[t] @ past_n
-
-        d_regions = d_context = d_gate_bias = None
-        if ctx.needs_input_grad[2]:
-            alphas, d_all = (
-                x.view(steps, photos, each, -1).transpose(0, 1).reshape(photos, steps * each, -1)
-                for x in (attention.to(narrow), d_contexts)
-            )
-            d_regions = torch.bmm(alphas.transpose(1, 2), d_all)
-        d_gates = d_pasts[..., :four_n]
-        if context is not None:
-            seen = contexts if opened is None else contexts * opened
-            d_context = (d_gates.flatten(0, 1).t() @ seen.flatten(0, 1)).to(context.dtype)
-        if opened is not None:
-            d_gate_bias = d_pasts[..., four_n + a :].sum((0, 1), dtype=wide).to(ctx.dtypes[3])
-        words_dtype, h_dtype, c_dtype, _ = ctx.dtypes
-        return (
-            d_gates.view(steps, photos, each, four_n).to(words_dtype),
-            (d_keys * v).to(narrow),
-            d_regions,
-            d_h.view(photos, each, n).to(h_dtype),
-            d_c.view(photos, each, n).to(c_dtype),
-            (d_pasts.flatten(0, 1).t() @ states[:-1].flatten(0, 1)).to(past.dtype),
-            d_score.sum(0).to(score.dtype),
-            d_context,
-            d_gate_bias,
+    d_regions = d_context = d_gate_bias = None
+    if of_regions:
+        alphas, d_all = (
+            x.view(steps, photos, each, -1).transpose(0, 1).reshape(photos, steps * each, -1)
+            for x in (attention.to(narrow), d_contexts)
         )
+        d_regions = torch.bmm(alphas.transpose(1, 2), d_all)
+    d_gates = d_pasts[..., :four_n]
+    if context is not None:
+        seen = contexts if opened is None else contexts * opened
+        d_context = d_gates.flatten(0, 1).t() @ seen.flatten(0, 1)
+    if opened is not None:
+        d_gate_bias = d_pasts[..., four_n + a :].sum((0, 1), dtype=wide)
+    d_past = d_pasts.flatten(0, 1).t() @ states[:-1].flatten(0, 1)
+    return Given(
+        d_gates, (d_keys * v).to(narrow), d_regions, d_h, d_c, d_past, d_score.sum(0), d_context,
+        d_gate_bias,
+    )  # fmt: skip
+
+
+def as_rows(
+    kept: Kept, d_hidden: Tensor | None, d_attention: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients by what :func:`recur` returns, as :func:`backward` takes them."""
+    states, attention = kept.states[1:], kept.attention
+    by_states = torch.zeros_like(states) if d_hidden is None else d_hidden.to(states.dtype)
+    return (
+        by_states.reshape(states.shape).contiguous(),
+        None
+        if d_attention is None
+        else d_attention.to(attention.dtype).reshape(attention.shape).contiguous(),
+    )
+
+
+def _regions(given: Given) -> Tensor:
+    assert given.regions is not None
+    return given.regions
 
 
 # --- one step's formulas: in torch, and the same compiled for the CPU and for GPUs ------------
@@ -237,7 +257,7 @@ def look(keys: Tensor, queries: Tensor, score: Tensor, *, out: Tensor | None = N
     if compiled := native("look", keys):
         keys, rows = keys.contiguous(), queries.to(keys.dtype).flatten(0, 1)
         compiled(keys, rows, rows.stride(0), score.contiguous(), alpha, photos, each, spots, a)
-    elif gpu := _gpu(keys):
+    elif gpu := gpu_kernels(keys):
         gpu.look(keys.contiguous(), queries.flatten(0, 1), score.contiguous(), alpha)
     else:
         s = _squashed(keys, queries)
@@ -274,7 +294,7 @@ def look_back(
             d_queries.stride(0), d_keys, d_score, photos, each, spots, a,
         )  # fmt: skip
         return
-    if gpu := _gpu(keys):
+    if gpu := gpu_kernels(keys):
         gpu.look_back(
             keys, queries, score, alpha, d_alpha, d_alpha_too, d_queries=d_queries, d_keys=d_keys,
             d_score=d_score,
@@ -300,7 +320,7 @@ def _squashed(keys: Tensor, queries: Tensor) -> Tensor:
 
 def open_gate(past: Tensor, bias: Tensor, context: Tensor, *, beta: Tensor) -> Tensor:
     """``beta * y``, ``(R, D)``, of ``W_b h`` and ``b_b``; ``beta`` is set."""
-    if gpu := _gpu(context):
+    if gpu := gpu_kernels(context):
         seen = torch.empty_like(context)
         gpu.open_gate(past, bias, context, beta=beta, seen=seen)
         return seen
@@ -313,7 +333,7 @@ def open_gate_back(
     d_seen: Tensor, context: Tensor, beta: Tensor, *, d_past: Tensor, d_context: Tensor
 ) -> None:
     """Its way back: ``d_past`` and ``d_context`` are set."""
-    if gpu := _gpu(context):
+    if gpu := gpu_kernels(context):
         gpu.open_gate_back(d_seen, context, beta, d_past=d_past, d_context=d_context)
         return
     d_past.copy_(d_seen * context * beta * (1 - beta))
@@ -329,7 +349,7 @@ def cell(
     if compiled := native("cell", past):
         compiled(past, past.stride(0), seen, words, before, gates, after, h, rows, n)
         return
-    if gpu := _gpu(past):
+    if gpu := gpu_kernels(past):
         gpu.cell(past, seen.contiguous(), words, before, gates=gates, after=after, h=h)
         return
     torch.add(past[:, : 4 * n].to(gates.dtype) + seen, words, out=gates)
@@ -351,7 +371,7 @@ def cell_back(
             gates, before, after, d_h, d_output, d_c, d_gates, d_gates.stride(0), rows, n
         )  # fmt: skip
         return
-    if gpu := _gpu(d_h):
+    if gpu := gpu_kernels(d_h):
         gpu.cell_back(gates, before, after, d_h, d_output, d_c, d_gates=d_gates)
         return
     i, f, o, new = gates.chunk(4, dim=-1)
@@ -365,7 +385,7 @@ def cell_back(
     d_c *= f
 
 
-def _gpu(like: Tensor) -> ModuleType | None:
+def gpu_kernels(like: Tensor) -> ModuleType | None:
     """:mod:`regard.models.gpu`, if it can compute in the precision of ``like`` where that is."""
     if like.device.type != "cuda" or like.dtype not in (torch.float32, torch.bfloat16):
         return None
