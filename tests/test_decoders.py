@@ -36,6 +36,7 @@ MAKERS: dict[str, Callable[[], Decoder]] = {
     "transformer": transformer,
     "transformer, learned, untied": lambda: transformer(positions="learned", tied=False),
     "transformer, narrow words": lambda: transformer(embedding_width=5),
+    "transformer, regions ask": lambda: transformer(region_layers=2),
 }
 
 

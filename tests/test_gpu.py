@@ -123,7 +123,7 @@ def test_a_recorded_loop_is_the_loop_whatever_was_read_before(gate, recorded):
             assert torch.allclose(read.hidden.cpu(), expected.hidden, atol=1e-5)
             assert torch.allclose(read.attention.cpu(), expected.attention, atol=1e-5)
             assert furthest(back(), expected_back()) < 1e-4
-    assert [len(free) for free in captured._FREE.values()] == [1]
+    assert {len(free) for free in captured._FREE.values()} == {1}
 
 
 def test_readings_under_way_together_have_recordings_of_their_own(recorded):

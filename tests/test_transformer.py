@@ -96,6 +96,34 @@ class Reference(nn.Module):
         return hidden @ ours.embedding.weight.t() + ours.bias
 
 
+def test_layers_among_the_regions_are_pytorchs():
+    ours = make(region_layers=2)
+    layer = nn.TransformerEncoderLayer(
+        N, HEADS, F, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    )
+    theirs = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).double()
+    pairs = {
+        "norm1": "norm", "norm2": "norm_wide", "self_attn.out_proj": "from_regions",
+        "self_attn.in_proj": "of_regions", "linear1": "widen", "linear2": "narrow",
+    }  # fmt: skip
+    theirs.load_state_dict(
+        {
+            f"layers.{i}.{name}{'_' if name.endswith('in_proj') else '.'}{kind}": getattr(
+                among.get_submodule(own), kind
+            )
+            for i, among in enumerate(ours.among)
+            for name, own in pairs.items()
+            for kind in ("weight", "bias")
+        }
+    )
+    regions, captions = given()
+    plain = make()
+    plain.load_state_dict(ours.state_dict(), strict=False)
+    plain.see = nn.Sequential(ours.see, theirs.eval())
+
+    torch.testing.assert_close(ours(regions, captions), plain(regions, captions))
+
+
 @pytest.mark.parametrize(
     "options",
     [{}, {"positions": "learned"}, {"tied": False}, {"embedding_width": 7},

@@ -159,6 +159,12 @@ class DecoderConfig(_Record):
         False, description="LSTM: whether a gate scales the context before it enters."
     )
     layers: int = Field(2, ge=1, le=48, description="Transformer: layers.")
+    region_layers: int = Field(
+        0,
+        ge=0,
+        le=48,
+        description="Transformer: layers that let the regions ask each other first.",
+    )
     heads: int = Field(8, ge=1, description="Transformer: heads of each attention; they share N.")
     feed_forward_width: int = Field(
         1024, ge=1, description="Transformer: width between two attentions."
@@ -183,7 +189,14 @@ class DecoderConfig(_Record):
         """The settings that this kind of decoder has, by name."""
         own = {
             "lstm": {"attention_width", "start_state", "gate"},
-            "transformer": {"layers", "heads", "feed_forward_width", "positions", "tied"},
+            "transformer": {
+                "layers",
+                "region_layers",
+                "heads",
+                "feed_forward_width",
+                "positions",
+                "tied",
+            },
         }
         others = set().union(*own.values()) - own[self.kind]
         return self.model_dump(exclude=others)

@@ -6,6 +6,9 @@ word's vector by itself. Normalisation comes before each of the three (pre-norm;
 layer normalization in the transformer architecture", 2020), which trains without a long warm-up.
 The feed-forward layers use GELU.
 
+Before that, layers of its encoder (section 3.1 too) can let the regions of a photo ask each other.
+Without them a region is what the vision encoder saw there, and a gaze at it means just that.
+
 What is known of a photo, the keys and values of its regions in each layer, is computed once for
 each photo: all words of its K captions ask the same ones.
 
@@ -78,6 +81,7 @@ class TransformerDecoder(Decoder):
         embedding_width: E; where it is not N, a layer without bias brings the words to N.
         hidden_width: N, even and a multiple of ``heads``.
         layers: how many there are.
+        region_layers: how many let the regions ask each other first.
         heads: of each attention.
         feed_forward_width: to which each word's vector is widened between two attentions.
         positions: ``"sinusoidal"``: sines and cosines of the position (Vaswani et al., section
@@ -99,6 +103,7 @@ class TransformerDecoder(Decoder):
         layers: int,
         heads: int,
         feed_forward_width: int,
+        region_layers: int = 0,
         positions: Literal["sinusoidal", "learned"] = "sinusoidal",
         tied: bool = True,
         dropout: float = 0.0,
@@ -113,6 +118,10 @@ class TransformerDecoder(Decoder):
             else None
         )
         self.see = nn.Linear(feature_width, hidden_width)
+        self.among = nn.ModuleList(
+            _RegionLayer(hidden_width, heads, feed_forward_width, dropout)
+            for _ in range(region_layers)
+        )
         self.norm_seen = nn.LayerNorm(hidden_width)
         self.layers = nn.ModuleList(
             _Layer(hidden_width, heads, feed_forward_width, dropout) for _ in range(layers)
@@ -197,7 +206,10 @@ class TransformerDecoder(Decoder):
 
     def _seen(self, regions: Tensor) -> tuple[Memory, ...]:
         """What each layer asks of the photos, from regions ``(B, L, D)``."""
-        regions = self.dropout(self.norm_seen(self.see(regions)))  # (B, L, N)
+        regions = self.see(regions)  # (B, L, N)
+        for layer in self.among:
+            regions = layer(regions)
+        regions = self.dropout(self.norm_seen(regions))
         return tuple(layer.seen(regions) for layer in self._layers())
 
     def _through(
@@ -243,7 +255,7 @@ class _Layer(nn.Module):
 
     def seen(self, regions: Tensor) -> Memory:
         """The memory of normalised regions ``(B, L, N)``."""
-        return Memory(*self._by_head(self.of_seen(regions), 2))
+        return Memory(*by_head(self.of_seen(regions), 2, self.heads))
 
     def forward(
         self, words: Tensor, seen: Memory, said: Memory | None, rows: Rows | None
@@ -261,7 +273,7 @@ class _Layer(nn.Module):
             heads, K T, L)``, T being 1 for one more word.
         """
         projected = self.of_said(self.norm_said(words)).flatten(0, 1)  # (B K, T, 3 N)
-        query, *now = self._by_head(projected, 3)  # (B K, heads, T, N / heads)
+        query, *now = by_head(projected, 3, self.heads)  # (B K, heads, T, N / heads)
         kept = Memory(*now) if said is None else said.then(Memory(*now))
         # A word alone may ask all that was said; of several, each asks those up to itself.
         heard, _ = attend(query, kept, causal=said is None)
@@ -270,7 +282,7 @@ class _Layer(nn.Module):
 
         query = self.query(self.norm_seen(words))
         query = query.flatten(1, 2) if rows is None else rows.by_photo(query.flatten(0, 2))
-        (asked,) = self._by_head(query, 1)
+        (asked,) = by_head(query, 1, self.heads)
         found, weights = attend(asked, seen)
         found = self.from_seen(found.transpose(1, 2).flatten(2))  # (B, K T, N)
         found = found if rows is None else rows.by_row(found)
@@ -279,11 +291,36 @@ class _Layer(nn.Module):
         wide = F.gelu(self.widen(self.norm_wide(words)))  # (B, K, T, feed-forward width)
         return words + self.dropout(self.narrow(wide)), kept, weights
 
-    def _by_head(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """``(rows, length, parts N)`` to ``parts`` of ``(rows, heads, length, N / heads)``."""
-        rows, length, _ = projected.shape
-        apart = projected.view(rows, length, parts, self.heads, -1)
-        return tuple(part.transpose(1, 2) for part in apart.unbind(2))
+
+class _RegionLayer(nn.Module):
+    """Attention of the regions to each other, feed-forward: each adds to the regions."""
+
+    def __init__(self, width: int, heads: int, feed_forward_width: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.of_regions = nn.Linear(width, 3 * width)  # queries, keys, values
+        self.from_regions = nn.Linear(width, width)
+        self.norm_wide = nn.LayerNorm(width)
+        self.widen = nn.Linear(width, feed_forward_width)
+        self.narrow = nn.Linear(feed_forward_width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, regions: Tensor) -> Tensor:
+        """``(B, L, N)`` to ``(B, L, N)``."""
+        query, keys, values = by_head(self.of_regions(self.norm(regions)), 3, self.heads)
+        found = F.scaled_dot_product_attention(query, keys, values).transpose(1, 2).flatten(2)
+        regions = regions + self.dropout(self.from_regions(found))
+        wide = F.gelu(self.widen(self.norm_wide(regions)))
+        after: Tensor = regions + self.dropout(self.narrow(wide))
+        return after
+
+
+def by_head(projected: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+    """``(rows, length, parts N)`` to ``parts`` of ``(rows, heads, length, N / heads)``."""
+    rows, length, _ = projected.shape
+    apart = projected.view(rows, length, parts, heads, -1)
+    return tuple(part.transpose(1, 2) for part in apart.unbind(2))
 
 
 def attend(query: Tensor, memory: Memory, *, causal: bool = False) -> tuple[Tensor, Tensor]:
