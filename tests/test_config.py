@@ -101,7 +101,7 @@ def test_settings_of_earlier_versions_are_read():
     """Before there were pieces of words and a choice of decoders."""
     earlier = make_config(preset="fast").model_dump()
     earlier["text"] = {"min_count": 5, "max_length": 40, "embeddings": None}
-    new = {"kind", "layers", "heads", "feed_forward_width", "positions", "tied"}
+    new = {"kind", "layers", "region_layers", "heads", "feed_forward_width", "positions", "tied"}
     earlier["decoder"] = {k: v for k, v in earlier["decoder"].items() if k not in new}
     assert recorded(earlier, source="config.json") == make_config(preset="fast")
     with pytest.raises(ConfigError, match=r"problems with config\.json:\n  unknown setting 'x'"):
