@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from regard.models.attention import AdditiveAttention
 from regard.models.decoder import Decoder, Parts, Read, Rows, Step
 from regard.models.devices import Precision
+from regard.models.dropout import Dropout
 from regard.models.fast import Narrow, keeps_sums
 from regard.models.native import native
 from regard.models.reading import recur
@@ -99,7 +100,7 @@ class LstmDecoder(Decoder):
         self.of_hidden = nn.Linear(hidden_width, 4 * hidden_width, bias=False)
         self.of_context = nn.Linear(feature_width, 4 * hidden_width, bias=False)
         self.output = nn.Linear(hidden_width, vocabulary_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.joined: _Joined | None = None  # of a fast copy
         if fresh:
             self._initialise()

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from regard.models.decoder import Decoder, Parts, Read, Rows, Step
 from regard.models.devices import Precision
+from regard.models.dropout import Dropout
 from regard.models.fast import Narrow, keeps_sums
 
 POSITIONS = 201
@@ -132,7 +133,7 @@ class TransformerDecoder(Decoder):
         )
         self.output = None if tied else nn.Parameter(torch.empty(vocabulary_size, hidden_width))
         self.bias = nn.Parameter(torch.zeros(vocabulary_size))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.scorer: Narrow | None = None  # of a fast copy
         for rows in (self.embedding.weight, self.output):
             if rows is not None:  # scores of about 1 from normalised hidden values
@@ -251,7 +252,7 @@ class _Layer(nn.Module):
         self.norm_wide = nn.LayerNorm(width)
         self.widen = nn.Linear(width, feed_forward_width)
         self.narrow = nn.Linear(feed_forward_width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def seen(self, regions: Tensor) -> Memory:
         """The memory of normalised regions ``(B, L, N)``."""
@@ -304,7 +305,7 @@ class _RegionLayer(nn.Module):
         self.norm_wide = nn.LayerNorm(width)
         self.widen = nn.Linear(width, feed_forward_width)
         self.narrow = nn.Linear(feed_forward_width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, regions: Tensor) -> Tensor:
         """``(B, L, N)`` to ``(B, L, N)``."""

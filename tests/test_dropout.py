@@ -1,0 +1,63 @@
+"""Dropout: how much it leaves out, what it does to the rest, and when it does nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from regard.models.dropout import Dropout
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_so_many_values_are_left_out_and_the_mean_stays(share, dtype):
+    torch.manual_seed(0)
+
+    found = Dropout(share)(torch.ones(1000, 1001, dtype=dtype))
+
+    left_out = (found == 0).double().mean().item()
+    assert left_out == pytest.approx(share, abs=0.004)
+    assert found.double().mean().item() == pytest.approx(1, abs=0.02)
+    assert len(found.unique()) == 2
+
+
+def test_every_place_is_left_out_as_often():
+    """All bytes of a number are random, the highest too."""
+    torch.manual_seed(0)
+
+    found = Dropout(0.5)(torch.ones(20_000, 8))
+
+    assert (found == 0).double().mean(0).tolist() == pytest.approx([0.5] * 8, abs=0.02)
+    both = ((found[:, :-1] == 0) & (found[:, 1:] == 0)).double().mean(0)
+    assert both.tolist() == pytest.approx([0.25] * 7, abs=0.02)
+
+
+def test_the_gradient_is_that_of_what_was_kept():
+    x = torch.randn(7, 5, requires_grad=True)
+
+    y = Dropout(0.3)(x)
+    y.sum().backward()
+
+    assert torch.allclose(x.grad * x, y)
+    assert 0 < (y == 0).sum() < 35
+
+
+def test_the_seed_decides_and_nothing_happens_outside_training():
+    x = torch.randn(9, 11)
+    dropout = Dropout(0.4)
+    torch.manual_seed(3)
+    first = dropout(x)
+    torch.manual_seed(3)
+
+    assert torch.equal(dropout(x), first)
+    assert dropout.eval()(x) is x
+    assert Dropout(0.0)(x) is x
+
+
+@pytest.mark.parametrize("share", [0.0001, 0.9999])
+def test_a_share_is_never_rounded_to_nothing_or_all(share):
+    torch.manual_seed(0)
+
+    found = Dropout(share)(torch.ones(100_000))
+
+    assert 0 < (found == 0).sum() < 100_000
