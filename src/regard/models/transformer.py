@@ -309,8 +309,9 @@ class _RegionLayer(nn.Module):
 
     def forward(self, regions: Tensor) -> Tensor:
         """``(B, L, N)`` to ``(B, L, N)``."""
-        query, keys, values = by_head(self.of_regions(self.norm(regions)), 3, self.heads)
-        found = F.scaled_dot_product_attention(query, keys, values).transpose(1, 2).flatten(2)
+        query, *known = by_head(self.of_regions(self.norm(regions)), 3, self.heads)
+        found, _ = attend(query, Memory(*known))
+        found = found.transpose(1, 2).flatten(2)
         regions = regions + self.dropout(self.from_regions(found))
         wide = F.gelu(self.widen(self.norm_wide(regions)))
         after: Tensor = regions + self.dropout(self.narrow(wide))
