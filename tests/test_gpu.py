@@ -57,6 +57,7 @@ def furthest(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) 
     )
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="The kernels themselves are tested here.")
 @pytest.mark.parametrize("gate", [False, True])
 def test_kernels_are_the_formulas(gate, monkeypatch):
     """By Triton's interpreter: forward, backward, strided rows, widths that are no whole block."""

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from regard.errors import ConfigError
@@ -108,16 +110,17 @@ def beam_search(
     beams, most = photos * groups, width // groups  # a group is searched as a photo is
     trace, beginnings = _Trace(beams, rules), _Beginnings(beams, rules)
     tokens = torch.full((beams,), rules.start).to(state.device)
-    totals = torch.zeros(beams, 1)
-    places = torch.full((beams,), most)  # beginnings that each beam may still keep
-    beam = torch.arange(beams)  # which of them are going on
+    # What is kept of the beams is small, and of small arrays numpy's calls cost a part of torch's.
+    totals = np.zeros((beams, 1), np.float32)
+    places = np.full(beams, most)  # beginnings that each beam may still keep
+    beam = np.arange(beams)  # which of them are going on
     for t in range(rules.max_length + 1):
         said = step(tokens, state)
         scores = _log_probabilities(said.logits, rules, t)  # (R, V)
         # Beginnings (P, W) of the beams whose captions have not all ended; R of them are going on.
-        going = totals.isfinite()
+        going = np.isfinite(totals)
         if t == rules.max_length:
-            trace.cut(t, totals, _in_table(scores[:, rules.end].cpu(), going))
+            trace.cut(t, totals, _in_table(scores[:, rules.end].cpu().numpy(), going))
             break
         scores = beginnings.choices(scores, said.logits, t)
         if groups == 1:
@@ -128,20 +131,20 @@ def beam_search(
                 diversity=diversity, end=rules.end,
             )  # fmt: skip
         totals, parents, ids, words = chosen
-        alive = (torch.arange(totals.shape[1]) < places.unsqueeze(1)) & totals.isfinite()
+        alive = (np.arange(totals.shape[1]) < places[:, None]) & np.isfinite(totals)
         ended = alive & (ids == rules.end)
-        rows = _in_table(torch.arange(len(scores)), going).gather(1, parents)
+        rows = np.take_along_axis(_in_table(np.arange(len(scores)), going), parents, 1)
         trace.add(parents, ids, words, said.attention, rows)
         trace.end(t, totals, ended)
-        places = places - ended.sum(dim=1)
-        totals = totals.masked_fill(~alive | ended, -torch.inf)
-        going = totals.isfinite()
-        unfinished = going.any(dim=1)  # (P,)
+        places = places - ended.sum(axis=1)
+        totals = np.where(alive & ~ended, totals, -np.inf)
+        going = np.isfinite(totals)
+        unfinished: _Bools = np.any(going, axis=1)  # (P,)
         if not unfinished.any():
             break
-        state = said.state.select(rows[going].to(state.device))
-        tokens = ids[going].to(state.device)
-        beginnings.go_on(rows[going], ids[going])
+        state = said.state.select(torch.from_numpy(rows[going]).to(state.device))
+        tokens = torch.from_numpy(ids[going]).to(state.device)
+        beginnings.go_on(rows[going].tolist(), ids[going].tolist())
         totals, places, beam = totals[unfinished], places[unfinished], beam[unfinished]
         trace.leave_out(~unfinished)
     found = trace.captions(most)
@@ -190,13 +193,14 @@ def sample(
     tokens = torch.full((photos * count,), rules.start).to(state.device)
     trace, beginnings = _Trace(photos, rules), _Beginnings(photos * count, rules)
     totals = torch.zeros(photos, count)
-    parents = torch.arange(count).expand(photos, count)
+    parents = np.broadcast_to(np.arange(count), (photos, count))
     rows = torch.arange(photos * count).view(photos, count)
     for t in range(rules.max_length + 1):
         said = step(tokens, state)
         scores = _log_probabilities(said.logits, rules, t)  # (R, V)
         if t == rules.max_length:
-            trace.cut(t, totals, scores[:, rules.end].cpu().view(photos, count))
+            ends = scores[:, rules.end].cpu().view(photos, count)
+            trace.cut(t, totals.numpy(), ends.numpy())
             break
         scores = beginnings.choices(scores, said.logits, t).cpu()
         drawn_from = _narrowed(scores, temperature, top_k, top_p)
@@ -211,13 +215,13 @@ def sample(
         totals = totals + words
         alive = totals.isfinite()
         ended = alive & (ids == rules.end)
-        trace.add(parents, ids, words, said.attention, rows)
-        trace.end(t, totals, ended)
+        trace.add(parents, ids.numpy(), words.numpy(), said.attention, rows.numpy())
+        trace.end(t, totals.numpy(), ended.numpy())
         totals = totals.masked_fill(ended, -torch.inf)
         if not totals.isfinite().any():
             break
         state, tokens = said.state, ids.flatten().to(state.device)
-        beginnings.go_on(rows.flatten(), ids.flatten())
+        beginnings.go_on(rows.flatten().tolist(), ids.flatten().tolist())
     return trace.captions(count)
 
 
@@ -271,6 +275,11 @@ def draw(step: StepFunction, state: State, *, rules: Rules, uniform: Tensor) -> 
     return Draws(ids.reshape(photos, count, -1), taken.reshape(photos, count, -1))
 
 
+_Floats = NDArray[np.float32]
+_Ints = NDArray[np.int64]
+_Bools = NDArray[np.bool_]
+
+
 class _Chosen(NamedTuple):
     """What one step chose for P photos, W places each. Lists: single values of tensors are slow."""
 
@@ -298,26 +307,27 @@ class _Trace:
         self._ended: list[list[tuple[float, int, int, float, bool]]] = [[] for _ in range(photos)]
 
     def add(
-        self, parents: Tensor, ids: Tensor, words: Tensor, attention: Tensor, rows: Tensor
+        self, parents: _Ints, ids: _Ints, words: _Floats, attention: Tensor, rows: _Ints
     ) -> None:
         """One more word of each beginning, all ``(P, W)``; ``attention`` is ``(R, L)``."""
-        looked = attention[rows.flatten().to(attention.device)].float().cpu().view(*rows.shape, -1)
+        looked = attention[torch.from_numpy(rows).to(attention.device)].float().cpu()
         at = {b: p for p, b in enumerate(self._going)}
         self._steps.append(_Chosen(at, parents.tolist(), ids.tolist(), words.tolist(), looked))
 
-    def end(self, t: int, totals: Tensor, ended: Tensor) -> None:
+    def end(self, t: int, totals: _Floats, ended: _Bools) -> None:
         """Beginnings ``(P, W)`` whose word of step ``t`` is the end."""
-        chosen, scores = self._steps[t], totals.tolist()
-        for p, w in ended.nonzero().tolist():
-            self._end(p, scores[p][w], t, chosen.parents[p][w], end=chosen.words[p][w], cut=False)
+        chosen = self._steps[t]
+        for p, w in np.argwhere(ended).tolist():
+            total, parent = float(totals[p, w]), chosen.parents[p][w]
+            self._end(p, total, t, parent, end=chosen.words[p][w], cut=False)
 
-    def cut(self, t: int, totals: Tensor, ends: Tensor) -> None:
+    def cut(self, t: int, totals: _Floats, ends: _Floats) -> None:
         """Beginnings ``(P, W)`` alive after ``t`` words are ended there, at the end's own cost."""
-        for p, w in totals.isfinite().nonzero().tolist():
+        for p, w in np.argwhere(np.isfinite(totals)).tolist():
             end = float(ends[p, w])
             self._end(p, float(totals[p, w]) + end, t, w, end=end, cut=True)
 
-    def leave_out(self, finished: Tensor) -> None:
+    def leave_out(self, finished: _Bools) -> None:
         """From now on P is less by the photos ``(P,)`` that are finished."""
         self._going = [
             b for b, over in zip(self._going, finished.tolist(), strict=True) if not over
@@ -344,11 +354,11 @@ class _Trace:
         return Hypothesis(ids, words, end, cut, torch.stack(attention), score)
 
 
-def _in_table(rows: Tensor, going: Tensor) -> Tensor:
+def _in_table(rows: NDArray[Any], going: _Bools) -> NDArray[Any]:
     """Values of R rows, ``(R, ...)``, in the places of ``(P, W)`` that are going on; else zero."""
-    if len(rows) == going.numel():
-        return rows.view(*going.shape, *rows.shape[1:])
-    table = rows.new_zeros(*going.shape, *rows.shape[1:])
+    if len(rows) == going.size:
+        return rows.reshape(*going.shape, *rows.shape[1:])
+    table = np.zeros((*going.shape, *rows.shape[1:]), rows.dtype)
     table[going] = rows
     return table
 
@@ -356,15 +366,15 @@ def _in_table(rows: Tensor, going: Tensor) -> Tensor:
 class _Best(NamedTuple):
     """The best continuations of P beams, W of each, ``(P, W)``; none where the total is -inf."""
 
-    totals: Tensor
-    parents: Tensor
+    totals: _Floats
+    parents: _Ints
     """Places among the beginnings."""
-    ids: Tensor
-    words: Tensor
+    ids: _Ints
+    words: _Floats
     """Log-probabilities."""
 
 
-def _best(scores: Tensor, totals: Tensor, going: Tensor, most: int) -> _Best:
+def _best(scores: Tensor, totals: _Floats, going: _Bools, most: int) -> _Best:
     """What each beam goes on with.
 
     Args:
@@ -373,24 +383,25 @@ def _best(scores: Tensor, totals: Tensor, going: Tensor, most: int) -> _Best:
         going: ``(P, W)``, R of them.
         most: continuations of each beam.
     """
-    words, ids = (x.cpu() for x in scores.topk(min(most, scores.shape[-1]), dim=1))  # (R, W)
-    each = words.shape[1]
+    found = scores.topk(min(most, scores.shape[-1]), dim=1)  # (R, W)
     # All continuations that can be among the best, (P, W x W).
-    words, ids = _in_table(words, going), _in_table(ids, going)
-    joint = (totals.unsqueeze(2) + words).flatten(1)
-    words, ids = words.flatten(1), ids.flatten(1)
-    totals, chosen = joint.topk(min(most, joint.shape[1]), dim=1)  # (P, W)
-    return _Best(totals, chosen // each, ids.gather(1, chosen), words.gather(1, chosen))
+    words, ids = (_in_table(x.cpu().numpy(), going) for x in found)
+    beams, beginnings, each = words.shape
+    joint = (totals[:, :, None] + words).reshape(beams, beginnings * each)
+    words, ids = words.reshape(joint.shape), ids.reshape(joint.shape)
+    chosen = np.argsort(-joint, axis=1, kind="stable")[:, :most]  # (P, W)
+    totals, ids, words = (np.take_along_axis(x, chosen, 1) for x in (joint, ids, words))
+    return _Best(totals, chosen // each, ids, words)
 
 
 def _best_apart(
     scores: Tensor,
-    totals: Tensor,
-    going: Tensor,
+    totals: _Floats,
+    going: _Bools,
     most: int,
     *,
-    places: Tensor,
-    beam: Tensor,
+    places: _Ints,
+    beam: _Ints,
     groups: int,
     diversity: float,
     end: int,
@@ -408,29 +419,31 @@ def _best_apart(
         diversity: lambda.
         end: id that ends a caption, which all groups may say at once.
     """
-    scores = scores.cpu()
-    row_of = _in_table(torch.arange(len(scores)), going)  # (P, W)
-    spoken = torch.zeros(int(beam.max()) // groups + 1, scores.shape[-1])  # by photo: how often
-    parts: list[tuple[Tensor, _Best]] = []
+    known: _Floats = scores.cpu().numpy()
+    row_of = _in_table(np.arange(len(known)), going)  # (P, W)
+    spoken = np.zeros((int(beam.max()) // groups + 1, known.shape[-1]), np.float32)  # how often
+    order: list[_Ints] = []
+    parts: list[_Best] = []
     for group in range(groups):
-        its = (beam % groups == group).nonzero().squeeze(1)  # (P',)
+        its = (beam % groups == group).nonzero()[0]  # (P',)
         photo = beam[its] // groups
         here = going[its]
-        less = (diversity * spoken[photo]).repeat_interleave(here.sum(1), dim=0)  # (R', V)
+        less = np.repeat(np.float32(diversity) * spoken[photo], here.sum(axis=1), axis=0)  # (R', V)
         rows = row_of[its][here]
-        found = _best(scores[rows] - less, totals[its], here, most)
-        table = _in_table(rows, here).gather(1, found.parents)
-        words = scores[table, found.ids]  # without what was taken off
-        real = found.totals.isfinite()
-        words = words.masked_fill(~real, -torch.inf)
-        found = found._replace(totals=totals[its].gather(1, found.parents) + words, words=words)
-        counted = real & (torch.arange(real.shape[1]) < places[its].unsqueeze(1))
-        counted &= found.ids != end
-        at = photo.unsqueeze(1).expand_as(found.ids)[counted]
-        spoken.index_put_((at, found.ids[counted]), torch.ones(len(at)), accumulate=True)
-        parts.append((its, found))
-    order = torch.cat([its for its, _ in parts]).argsort()
-    return _Best(*(torch.cat(part)[order] for part in zip(*(f for _, f in parts), strict=True)))
+        found = _best(torch.from_numpy(known[rows] - less), totals[its], here, most)
+        table = np.take_along_axis(_in_table(rows, here), found.parents, 1)
+        words = known[table, found.ids]  # without what was taken off
+        real = np.isfinite(found.totals)
+        words = np.where(real, words, -np.inf)
+        before = np.take_along_axis(totals[its], found.parents, 1)
+        found = found._replace(totals=before + words, words=words)
+        counted = real & (np.arange(real.shape[1]) < places[its][:, None]) & (found.ids != end)
+        at = np.broadcast_to(photo[:, None], found.ids.shape)[counted]
+        np.add.at(spoken, (at, found.ids[counted]), 1)
+        order.append(its)
+        parts.append(found)
+    back = np.concatenate(order).argsort()
+    return _Best(*(np.concatenate(part)[back] for part in zip(*parts, strict=True)))
 
 
 def _merged(groups: list[list[Hypothesis]]) -> list[Hypothesis]:
@@ -480,13 +493,13 @@ class _Beginnings:
         scores[silent, rules.end] = ends[:, rules.end]
         return scores
 
-    def go_on(self, rows: Tensor, ids: Tensor) -> None:
+    def go_on(self, rows: Sequence[int], ids: Sequence[int]) -> None:
         """From now on the rows are these, each with one more word."""
         if self._rules.barred is not None:
-            before = [self._said[row] for row in rows.tolist()]
+            before = [self._said[row] for row in rows]
             self._said = [
                 None if said is None or word == self._rules.end else (*said, word)
-                for said, word in zip(before, ids.tolist(), strict=True)
+                for said, word in zip(before, ids, strict=True)
             ]
 
 
