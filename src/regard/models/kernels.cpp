@@ -15,6 +15,11 @@
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
 #endif
+#if defined(__AMX_BF16__) && defined(__linux__)
+#define TILES
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace {
 
@@ -174,10 +179,85 @@ void tile(const bfloat16* x, const bfloat16* packed, const float* bias, float* o
     }
 }
 
-// out (M, width), float: x (M, 2 pairs) by packed columns, see tile, and a bias. Rows by sixes. To
-// be called by all threads of a team.
+#if defined(TILES)
+
+// The same tile of up to 16 rows by the processor's matrix unit (AMX), which takes 16 pairs at a
+// time. A row's sums do not depend on the rows beside it here either.
+constexpr int HIGH = 16, DEEP = 16;
+
+// Linux lends the unit to a process that asks.
+bool matrix_unit() {
+    constexpr long ASK = 0x1023, TILE_DATA = 18;  // arch/x86/include/uapi/asm/prctl.h
+    static const bool lent = syscall(SYS_arch_prctl, ASK, TILE_DATA) == 0;
+    return lent;
+}
+
+void set_up(int rows) {
+    struct alignas(64) {
+        uint8_t palette = 1, start = 0, reserved[14] = {};
+        uint16_t bytes[16] = {};
+        uint8_t rows[16] = {};
+    } shape;
+    for (int i = 0; i < 6; i++) {  // 0 to 3: sums, 4: rows of x, 5: columns of y
+        shape.bytes[i] = 64;
+        shape.rows[i] = i < 5 ? uint8_t(rows) : DEEP;
+    }
+    _tile_loadconfig(&shape);
+}
+
+void high_tile(const bfloat16* x, const bfloat16* packed, const float* bias, float* out, int rows,
+               int64_t pairs, int64_t width, int64_t columns) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t p = 0; p < pairs; p += DEEP) {
+        const bfloat16* y = packed + p * 128;
+        _tile_loadd(4, x + p * 2, pairs * 4);
+        _tile_loadd(5, y, 256);
+        _tile_dpbf16ps(0, 4, 5);
+        _tile_loadd(5, y + 32, 256);
+        _tile_dpbf16ps(1, 4, 5);
+        _tile_loadd(5, y + 64, 256);
+        _tile_dpbf16ps(2, 4, 5);
+        _tile_loadd(5, y + 96, 256);
+        _tile_dpbf16ps(3, 4, 5);
+    }
+    alignas(64) float sums[HIGH][64];
+    _tile_stored(0, sums[0], 256);
+    _tile_stored(1, sums[0] + 16, 256);
+    _tile_stored(2, sums[0] + 32, 256);
+    _tile_stored(3, sums[0] + 48, 256);
+    columns = columns < 64 ? columns : 64;
+    for (int r = 0; r < rows; r++) {
+#pragma omp simd
+        for (int64_t j = 0; j < columns; j++) out[r * width + j] = sums[r][j] + (bias ? bias[j] : 0);
+    }
+}
+
+#endif
+
+// out (M, width), float: x (M, 2 pairs) by packed columns, see tile, and a bias. To be called by
+// all threads of a team.
 void product(const bfloat16* x, const bfloat16* packed, const float* bias, float* out, int64_t M,
              int64_t pairs, int64_t width) {
+#if defined(TILES)
+    if (pairs % DEEP == 0 && matrix_unit()) {
+        int now = 0;
+#pragma omp for schedule(static)
+        for (int64_t column = 0; column < width; column += 64) {
+            for (int64_t m = 0; m < M; m += HIGH) {
+                const int rows = M - m < HIGH ? int(M - m) : HIGH;
+                if (rows != now) set_up(now = rows);
+                high_tile(x + m * pairs * 2, packed + column * pairs * 2,
+                          bias ? bias + column : nullptr, out + m * width + column, rows, pairs,
+                          width, width - column);
+            }
+        }
+        if (now) _tile_release();
+        return;
+    }
+#endif
 #pragma omp for schedule(static)
     for (int64_t column = 0; column < width; column += 64) {
         const bfloat16* y = packed + column * pairs * 2;
