@@ -25,8 +25,8 @@ def place(tmp_path_factory) -> Path:
     tiny.draw_tiny(folder / "tiny")
     tiny.inside(
         "train", "tiny", "--preset", "scenes", *tiny.QUICK, "--set", "train.epochs=40",
-        "--set", "train.learning_rate=5e-3", "--set", "train.batch_size=3", "--set", "decoder.dropout=0",
-        "--out", "run", cwd=folder,
+        "--set", "train.learning_rate=5e-3", "--set", "train.batch_size=3",
+        "--set", "decoder.dropout=0", "--out", "run", cwd=folder,
     )  # fmt: skip
     return folder
 
