@@ -101,7 +101,7 @@ def main() -> None:
         "cold_command_seconds": command,
     }
     small = arguments.model == regard.DEFAULT_MODEL
-    of = regard.DEFAULT_MODEL if small else captioner.model.encoder.id
+    of = regard.DEFAULT_MODEL if small else Path(captioner.model.encoder.id).name
     text = "\n\n".join([
         f"{len(files)} photos of Flickr8k, {of}, {torch.get_num_threads()} threads.",
         table(["", "photos/s"], [(name, f"{rate:.1f}") for name, rate in rates.items()]),

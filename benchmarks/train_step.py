@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import oracle
 from regard.machine import keep_freed_memory
-from regard.models.devices import fast_precision, find_device
+from regard.models.devices import Precision, fast_precision, find_device
 from regard.models.lstm import LstmDecoder
 from regard.training.learner import Learner
 from regard.training.loop import clip_gradients
@@ -106,18 +106,11 @@ def main() -> None:
 def _measured(vocabulary: int, device: torch.device, runs: int) -> dict[str, Any]:
     """Seconds, FLOP and peak FLOP/s, the first two a caption."""
     precision = fast_precision(device)
-    steps = {
-        "literal": _literal_step(vocabulary, device),
-        "single": _our_step(vocabulary, 1, device, precision),
-        "grouped": _our_step(vocabulary, K, device, precision),
-    }
+    steps = _steps(vocabulary, device, precision)
     captions = {"literal": B, "single": B, "grouped": B * K}
-    cpu = torch.device("cpu")  # elsewhere a step may be recorded, and what is replayed not counted
-    counted = {
-        "literal": _literal_step(vocabulary, cpu),
-        "single": _our_step(vocabulary, 1, cpu, precision),
-        "grouped": _our_step(vocabulary, K, cpu, precision),
-    }
+    # Counted on the CPU: elsewhere a step may be recorded, and what is replayed is not counted.
+    cpu = torch.device("cpu")
+    counted = steps if device == cpu else _steps(vocabulary, cpu, precision)
     flop = {}
     for way, step in counted.items():
         with FlopCounterMode(display=False) as counter:
@@ -133,6 +126,14 @@ def _measured(vocabulary: int, device: torch.device, runs: int) -> dict[str, Any
         "ratio_grouped": each["literal"] / each["grouped"],
         "flop": flop,
         "peak": {"literal": peak["float32"], "single": peak[precision], "grouped": peak[precision]},
+    }
+
+
+def _steps(vocabulary: int, device: torch.device, precision: Precision) -> dict[str, Step]:
+    return {
+        "literal": _literal_step(vocabulary, device),
+        "single": _our_step(vocabulary, 1, device, precision),
+        "grouped": _our_step(vocabulary, K, device, precision),
     }
 
 
