@@ -58,6 +58,53 @@ def test_other_precisions_and_devices_have_none():
     assert native.native("look", torch.zeros(1, device="meta")) is None
 
 
+def plain(name: str):
+    found = native.native_plain(name, torch.empty(0))
+    if found is None:
+        pytest.skip("There is no C++ compiler.")
+    return found
+
+
+@pytest.mark.parametrize("rows", [1, 3, 40])
+@pytest.mark.parametrize("words", [1, 63, 64, 2650])
+def test_the_greatest_of_each_row_are_those_of_a_stable_sort(rows, words):
+    torch.manual_seed(rows * words)
+    leading = plain("leading")
+    for scores in (
+        torch.randn(rows, words),
+        torch.randint(-3, 3, (rows, words)).float(),  # of equal ones the first
+        torch.randn(rows, words).masked_fill(torch.rand(rows, words) < 0.9, -torch.inf),
+    ):
+        for count in {1, min(5, words), min(70, words)}:
+            values, ids = torch.empty(rows, count), torch.empty(rows, count, dtype=torch.long)
+            leading(scores, values, ids, rows, words, count)
+            order = scores.sort(dim=1, descending=True, stable=True)
+            assert torch.equal(ids, order.indices[:, :count])
+            assert torch.equal(values, order.values[:, :count])
+
+
+def test_rows_that_are_no_numbers_give_words_all_the_same():
+    scores, values = torch.full((2, 70), torch.nan), torch.empty(2, 3)
+    ids = torch.full((2, 3), -1)
+    plain("leading")(scores, values, ids, 2, 70, 3)
+    assert ((ids >= 0) & (ids < 70)).all()
+
+
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_log_probabilities_are_torchs_and_do_not_depend_on_the_rows_beside(rows):
+    torch.manual_seed(rows)
+    kernel, words = plain("log_probabilities"), 2650
+    logits = 20 * torch.randn(rows, words)
+    for left_out in ([], [3, 0, 2649]):
+        banned, scores = torch.tensor(left_out, dtype=torch.long), torch.empty_like(logits)
+        kernel(logits, banned, scores, rows, words, len(left_out))
+        expected = logits.double().index_fill(1, banned, -torch.inf).log_softmax(dim=1)
+        torch.testing.assert_close(scores.double(), expected, rtol=1e-6, atol=1e-5)
+        alone = torch.empty(1, words)
+        kernel(logits[-1:].contiguous(), banned, alone, 1, words, len(left_out))
+        assert torch.equal(alone[0], scores[-1])
+
+
 @pytest.mark.parametrize("gate", [False, True])
 @pytest.mark.parametrize("photos", [1, 3])
 def test_a_step_in_one_call_is_the_step_in_many(gate, photos):

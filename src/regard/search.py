@@ -21,6 +21,7 @@ from torch import Tensor
 
 from regard.errors import ConfigError
 from regard.models.decoder import State, Step
+from regard.models.native import native_plain
 
 StepFunction = Callable[[Tensor, State], Step]
 
@@ -383,7 +384,7 @@ def _best(scores: Tensor, totals: _Floats, going: _Bools, most: int) -> _Best:
         going: ``(P, W)``, R of them.
         most: continuations of each beam.
     """
-    found = scores.topk(min(most, scores.shape[-1]), dim=1)  # (R, W)
+    found = _leading(scores, min(most, scores.shape[-1]))  # (R, W)
     # All continuations that can be among the best, (P, W x W).
     words, ids = (_in_table(x.cpu().numpy(), going) for x in found)
     beams, beginnings, each = words.shape
@@ -508,9 +509,25 @@ def _log_probabilities(logits: Tensor, rules: Rules, t: int) -> Tensor:
     fewest = max(1, rules.min_length, len(rules.prefix))
     banned = [*rules.forbidden, *([rules.end] if t < fewest else [])]
     logits = logits.float()
+    if (native := native_plain("log_probabilities", logits)) is not None:
+        scores = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        left_out = torch.tensor(banned, dtype=torch.long)
+        native(logits.contiguous(), left_out, scores, *logits.shape, len(banned))
+        return scores
     if banned:
         logits = logits.index_fill(-1, torch.tensor(banned, device=logits.device), -torch.inf)
     return logits.log_softmax(dim=-1)
+
+
+def _leading(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The greatest scores of each row ``(R, V)``, greatest first, and their ids: ``(R, count)``."""
+    if (native := native_plain("leading", scores)) is None:
+        values, ids = scores.topk(count, dim=1)
+        return values, ids
+    values = torch.empty(len(scores), count)
+    ids = torch.empty(len(scores), count, dtype=torch.long)
+    native(scores.contiguous(), values, ids, *scores.shape, count)
+    return values, ids
 
 
 def _narrowed(scores: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import torch
@@ -132,63 +131,75 @@ class Decoder(nn.Module, ABC):
         """The state of these parts, as :meth:`apart` has them."""
 
 
-WORTH_KEEPING = 0.75
+WORTH_KEEPING = 0.5
 """Photos without rows are kept while others are more than this share: leaving some out copies."""
 
 
-@dataclass(frozen=True, slots=True)
 class Rows:
     """Which photos the R rows of a state describe.
 
     What is known of a photo is never copied for its rows. Instead they are laid out as a table
     ``(B, K)``, K the most rows of a photo; where there are fewer, some places are computed in vain.
+
+    Args:
+        photo: ``(R,)``, which of B photos each row describes.
+        photos: B.
     """
 
-    photo: Tensor
-    """``(R,)``, which of B photos each row describes."""
-    photos: int
-    """B."""
-    place: Tensor | None = None
-    """``(R,)``, where each row is in the table; none if they fill it in their order."""
-    row: Tensor | None = None
-    """``(B K,)``, which row is in each place, any where none is; none as above."""
+    def __init__(self, photo: Tensor, photos: int) -> None:
+        self.photo, self.photos = photo, photos
+        self._table: tuple[Tensor | None, Tensor | None] | None = None
 
     @classmethod
     def in_order(cls, photos: int, each: int, device: torch.device) -> Self:
         """As many rows for each of B photos."""
-        photo = torch.arange(photos, device=device).unsqueeze(1).expand(photos, each)
-        return cls(photo.flatten(), photos)
+        rows = cls(torch.arange(photos, device=device).repeat_interleave(each), photos)
+        rows._table = None, None
+        return rows
 
     def select(self, indices: Tensor) -> tuple[Self, Tensor | None]:
         """Other rows, and which of the photos are left where some were left out."""
-        photo = self.photo[indices]
+        if self.photos == 1:
+            alike = len(indices) == len(self.photo)
+            return self if alike else self.in_order(1, len(indices), self.photo.device), None
+        photo = self.photo.index_select(0, indices)
         if torch.equal(photo, self.photo):
             return self, None
         left: Tensor = torch.unique(photo)
         if len(left) > WORTH_KEEPING * self.photos:
-            return self._laid_out(photo, self.photos), None
-        return self._laid_out(torch.searchsorted(left, photo), len(left)), left
+            return type(self)(photo, self.photos), None
+        return type(self)(torch.searchsorted(left, photo), len(left)), left
 
     def by_photo(self, x: Tensor) -> Tensor:
         """``(R, ...)`` as a table, ``(B, K, ...)``."""
-        x = x if self.row is None else x[self.row]
+        _, row = self._laid_out()
+        x = x if row is None else x[row]
         return x.view(self.photos, x.shape[0] // self.photos, *x.shape[1:])
 
     def by_row(self, x: Tensor) -> Tensor:
         """``(B, K, ...)`` as rows, ``(R, ...)``."""
+        place, _ = self._laid_out()
         x = x.flatten(0, 1)
-        return x if self.place is None else x[self.place]
+        return x if place is None else x[place]
 
-    @classmethod
-    def _laid_out(cls, photo: Tensor, photos: int) -> Self:
-        rows = torch.arange(len(photo), device=photo.device)
-        counts = photo.bincount(minlength=photos)
-        most = int(counts.max())
-        in_order, order = photo.sort(stable=True)
-        place = torch.empty_like(photo)
-        place[order] = in_order * most + rows - (counts.cumsum(0) - counts)[in_order]
-        if len(photo) == photos * most and torch.equal(place, rows):
-            return cls(photo, photos)
-        row = torch.zeros(photos * most, dtype=torch.long, device=photo.device)
-        row[place] = rows
-        return cls(photo, photos, place, row)
+    def _laid_out(self) -> tuple[Tensor | None, Tensor | None]:
+        """Where each row is in the table, ``(R,)``, and which row is in each place, ``(B K,)``.
+
+        Where a place has none it is any row. Both are none where the rows fill the table in their
+        order.
+        """
+        if self._table is None:
+            photo, photos = self.photo, self.photos
+            rows = torch.arange(len(photo), device=photo.device)
+            counts = photo.bincount(minlength=photos)
+            most = int(counts.max())
+            in_order, order = photo.sort(stable=True)
+            place = torch.empty_like(photo)
+            place[order] = in_order * most + rows - (counts.cumsum(0) - counts)[in_order]
+            if len(photo) == photos * most and torch.equal(place, rows):
+                self._table = None, None
+            else:
+                row = torch.zeros(photos * most, dtype=torch.long, device=photo.device)
+                row[place] = rows
+                self._table = place, row
+        return self._table

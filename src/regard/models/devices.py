@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from regard.errors import ConfigError
 
@@ -54,3 +55,9 @@ def fast_precision(device: torch.device) -> Precision:
 def photos_at_once(device: torch.device) -> int:
     """How many photos go through an encoder together: enough of them to fill the device."""
     return 8 if device.type == "cpu" else 32  # where each core has a batch, its cache is what fills
+
+
+def lowered(values: Tensor) -> Tensor:
+    """In the precision of an autocast's products, if there is one: half the memory to move."""
+    kind = values.device.type
+    return values.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else values

@@ -423,6 +423,60 @@ void surprise_back(T* logits, const int64_t* targets, const float* normaliser,
     }
 }
 
+// Log-probabilities (R, V) of logits; the words of a list are left out of the distribution.
+void log_probabilities(const float* logits, const int64_t* left_out, float* scores, int64_t R,
+                       int64_t V, int64_t count, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (R * V > 65536)
+    for (int64_t r = 0; r < R; r++) {
+        float* row = scores + r * V;
+        std::memcpy(row, logits + r * V, V * sizeof(float));
+        for (int64_t i = 0; i < count; i++) row[left_out[i]] = -INFINITY;
+        float most = -3e38f, sum = 0;
+#pragma omp simd reduction(max : most)
+        for (int64_t j = 0; j < V; j++) most = row[j] > most ? row[j] : most;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = 0; j < V; j++) sum += exp_(row[j] - most);
+        const float normaliser = most + std::log(sum);
+#pragma omp simd
+        for (int64_t j = 0; j < V; j++) row[j] -= normaliser;
+    }
+}
+
+// The k greatest scores of each row (R, V), greatest first, of equal ones the first first.
+void leading(const float* scores, float* values, int64_t* ids, int64_t R, int64_t V, int64_t k,
+             int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (R * V > 65536)
+    for (int64_t r = 0; r < R; r++) {
+        const float* row = scores + r * V;
+        float* value = values + r * k;
+        int64_t* id = ids + r * k;
+        int64_t kept = 0;
+        for (int64_t from = 0; from < V; from += 64) {
+            const int64_t end = from + 64 < V ? from + 64 : V;
+            float most = -INFINITY;
+#pragma omp simd reduction(max : most)
+            for (int64_t j = from; j < end; j++) most = row[j] > most ? row[j] : most;
+            if (kept == k && !(most > value[k - 1])) continue;
+            for (int64_t j = from; j < end; j++) {
+                int64_t at = kept;
+                if (kept < k) {
+                    kept++;
+                } else if (row[j] > value[k - 1]) {
+                    at = k - 1;
+                } else {
+                    continue;
+                }
+                for (; at > 0 && row[j] > value[at - 1]; at--) {
+                    value[at] = value[at - 1];
+                    id[at] = id[at - 1];
+                }
+                value[at] = row[j];
+                id[at] = j;
+            }
+        }
+    }
+}
+
 #if defined(__AVX512BF16__)
 
 // See product.

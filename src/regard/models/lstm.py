@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from regard.models.attention import AdditiveAttention
 from regard.models.decoder import Decoder, Parts, Read, Rows, Step
-from regard.models.devices import Precision
+from regard.models.devices import Precision, lowered
 from regard.models.dropout import Dropout
 from regard.models.fast import Narrow, keeps_sums
 from regard.models.native import native
@@ -51,7 +51,8 @@ class LstmState:
         keys, regions = self.keys, self.regions
         if left is not None:
             keys, regions = keys[left], regions[left]
-        return LstmState(self.h[indices], self.c[indices], rows, keys, regions)
+        h, c = self.h.index_select(0, indices), self.c.index_select(0, indices)
+        return LstmState(h, c, rows, keys, regions)
 
 
 class LstmDecoder(Decoder):
@@ -107,7 +108,7 @@ class LstmDecoder(Decoder):
 
     def read(self, regions: Tensor, captions: Tensor) -> Read:
         """Read known captions; see :meth:`Decoder.read`."""
-        regions = _lowered(regions)
+        regions = lowered(regions)
         _, each, steps = captions.shape
         h, c = (x.unsqueeze(1).expand(-1, each, -1) for x in self._start(regions))  # (B, K, N)
         words = self.of_word(self.dropout(self.embedding(captions.permute(2, 0, 1))))
@@ -150,7 +151,7 @@ class LstmDecoder(Decoder):
     @torch.no_grad()
     def start(self, regions: Tensor) -> LstmState:
         """The state before the first word, one row for each photo of ``(B, L, D)``."""
-        regions = _lowered(regions).contiguous()
+        regions = lowered(regions).contiguous()
         h, c = self._start(regions)
         keys = self.attention.keys(regions)
         return LstmState(h, c, Rows.in_order(h.shape[0], 1, h.device), keys, regions)
@@ -274,11 +275,3 @@ class _Joined(nn.Module):
         """Of hidden states ``(R, N)``: gates ``(R, 4N)``, query ``(R, A)``, opening ``(R, D)``."""
         of_gates, query, *opening = self._past(h).split(self._widths, dim=-1)
         return of_gates, query, opening[0] if opening else None
-
-
-def _lowered(regions: Tensor) -> Tensor:
-    """The regions in the precision of the products, as autocast has it."""
-    kind = regions.device.type
-    return (
-        regions.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else regions
-    )

@@ -46,6 +46,22 @@ def native(name: str, like: Tensor) -> Callable[..., None] | None:
     return _function(name, like.dtype, os.environ.get("REGARD_COMPILER"))
 
 
+def native_plain(name: str, like: Tensor) -> Callable[..., None] | None:
+    """A compiled function that has no products, as :func:`native`; of float32 alone.
+
+    It is that of the library which is loaded already, whatever the precision of its products.
+    """
+    if like.device.type != "cpu" or like.dtype != torch.float32:
+        return None
+    asked = os.environ.get("REGARD_COMPILER")
+    loaded = next((dtype for dtype, by in _LOADED if by == asked), torch.bfloat16)
+    return _function(name, loaded, asked)
+
+
+_LOADED: list[tuple[torch.dtype, str | None]] = []
+"""Precisions of the libraries that are loaded, and by which compiler."""
+
+
 @functools.cache
 def _function(name: str, dtype: torch.dtype, asked: str | None) -> Callable[..., None] | None:
     library = _library(str(dtype).removeprefix("torch."), asked)
@@ -53,6 +69,8 @@ def _function(name: str, dtype: torch.dtype, asked: str | None) -> Callable[...,
     if function is None:  # no library, or a function that needs more of the processor than it has
         return None
     function.restype = None
+    if (dtype, asked) not in _LOADED:
+        _LOADED.append((dtype, asked))
 
     def call(*arguments: Tensor | int | float | None) -> None:
         if function.argtypes is None:

@@ -6,8 +6,11 @@ word's vector by itself. Normalisation comes before each of the three (pre-norm;
 layer normalization in the transformer architecture", 2020), which trains without a long warm-up.
 The feed-forward layers use GELU.
 
-Before that, layers of its encoder (section 3.1 too) can let the regions of a photo ask each other.
-Without them a region is what the vision encoder saw there, and a gaze at it means just that.
+Before that, layers of attention can let the regions of a photo ask each other. They have no
+feed-forward part, which Huang et al. ("Attention on attention for image captioning", 2019) found
+that regions can do without: there are more of them than words, and it would be half of the
+arithmetic. Without such layers a region is what the vision encoder saw there, and a gaze at it
+means just that.
 
 What is known of a photo, the keys and values of its regions in each layer, is computed once for
 each photo: all words of its K captions ask the same ones.
@@ -27,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regard.models.decoder import Decoder, Parts, Read, Rows, Step
-from regard.models.devices import Precision
+from regard.models.devices import Precision, lowered
 from regard.models.dropout import Dropout
 from regard.models.fast import Narrow, keeps_sums
 
@@ -120,8 +123,7 @@ class TransformerDecoder(Decoder):
         )
         self.see = nn.Linear(feature_width, hidden_width)
         self.among = nn.ModuleList(
-            _RegionLayer(hidden_width, heads, feed_forward_width, dropout)
-            for _ in range(region_layers)
+            _RegionLayer(hidden_width, heads, dropout) for _ in range(region_layers)
         )
         self.norm_seen = nn.LayerNorm(hidden_width)
         self.layers = nn.ModuleList(
@@ -194,14 +196,15 @@ class TransformerDecoder(Decoder):
 
     def _enter(self, tokens: Tensor, *, first: int) -> Tensor:
         """Words and their positions from ``first`` on: ids ``(B, K, T)`` to ``(B, K, T, N)``."""
-        words: Tensor = self.embedding(tokens) * math.sqrt(self.embedding.embedding_dim)
+        words = lowered(self.embedding(tokens) * math.sqrt(self.embedding.embedding_dim))
         if self.enter is not None:
             words = self.enter(words)
         places = torch.arange(first, first + tokens.shape[-1], device=tokens.device)
         if self.positions is None:
-            words = words + _sinusoids(places, self.embedding.weight, words.shape[-1])
+            known = _sinusoids(places, self.embedding.weight, words.shape[-1])
         else:
-            words = words + self.positions[places.clamp_max(POSITIONS - 1)]
+            known = self.positions[places.clamp_max(POSITIONS - 1)]
+        words = words + known.to(words.dtype)
         entered: Tensor = self.dropout(words)
         return entered
 
@@ -230,7 +233,8 @@ class TransformerDecoder(Decoder):
         for i, layer in enumerate(self._layers()):
             words, now, weights = layer(words, seen[i], None if said is None else said[i], rows)
             kept.append(now)
-        return self.norm(words), tuple(kept), weights.mean(dim=1)
+        wide = torch.promote_types(weights.dtype, torch.float32)
+        return self.norm(words), tuple(kept), weights.mean(dim=1, dtype=wide)
 
     def _layers(self) -> Iterator[_Layer]:
         return iter(self.layers)  # type: ignore[arg-type]
@@ -294,17 +298,14 @@ class _Layer(nn.Module):
 
 
 class _RegionLayer(nn.Module):
-    """Attention of the regions to each other, feed-forward: each adds to the regions."""
+    """Attention of the regions to each other, which adds to them."""
 
-    def __init__(self, width: int, heads: int, feed_forward_width: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(width)
         self.of_regions = nn.Linear(width, 3 * width)  # queries, keys, values
         self.from_regions = nn.Linear(width, width)
-        self.norm_wide = nn.LayerNorm(width)
-        self.widen = nn.Linear(width, feed_forward_width)
-        self.narrow = nn.Linear(feed_forward_width, width)
         self.dropout = Dropout(dropout)
 
     def forward(self, regions: Tensor) -> Tensor:
@@ -312,17 +313,15 @@ class _RegionLayer(nn.Module):
         query, *known = by_head(self.of_regions(self.norm(regions)), 3, self.heads)
         found, _ = attend(query, Memory(*known))
         found = found.transpose(1, 2).flatten(2)
-        regions = regions + self.dropout(self.from_regions(found))
-        wide = F.gelu(self.widen(self.norm_wide(regions)))
-        after: Tensor = regions + self.dropout(self.narrow(wide))
+        after: Tensor = regions + self.dropout(self.from_regions(found))
         return after
 
 
 def by_head(projected: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
-    """``(rows, length, parts N)`` to ``parts`` of ``(rows, heads, length, N / heads)``."""
+    """``(rows, length, parts N)`` to ``parts`` of ``(rows, heads, length, N / heads)``, dense."""
     rows, length, _ = projected.shape
-    apart = projected.view(rows, length, parts, heads, -1)
-    return tuple(part.transpose(1, 2) for part in apart.unbind(2))
+    apart = projected.view(rows, length, parts, heads, -1).permute(2, 0, 3, 1, 4)
+    return apart.contiguous().unbind(0)
 
 
 def attend(query: Tensor, memory: Memory, *, causal: bool = False) -> tuple[Tensor, Tensor]:
@@ -337,16 +336,15 @@ def attend(query: Tensor, memory: Memory, *, causal: bool = False) -> tuple[Tens
         causal: whether each query asks only as many keys as there are queries up to it.
 
     Returns:
-        What was found, shaped as ``query``, and the weights ``(rows, heads, Q, L)``, at least
-        float32, which sum to 1 over L.
+        What was found, shaped as ``query``, and the weights ``(rows, heads, Q, L)``, which sum to 1
+        over L but for the rounding of their precision, that of the query.
     """
-    scores = query @ memory.keys.transpose(-1, -2) / math.sqrt(query.shape[-1])
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    scores = (query * query.shape[-1] ** -0.5) @ memory.keys.transpose(-1, -2)
     if causal:
         later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(later, -torch.inf)
     weights = scores.softmax(dim=-1)
-    return weights.to(memory.values.dtype) @ memory.values, weights
+    return weights @ memory.values, weights
 
 
 def _named(what: str, memories: Sequence[Memory]) -> dict[str, Tensor]:
