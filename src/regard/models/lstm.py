@@ -19,7 +19,7 @@ from regard.models.attention import AdditiveAttention
 from regard.models.decoder import Decoder, Parts, Read, Rows, Step
 from regard.models.devices import Precision, lowered
 from regard.models.dropout import Dropout
-from regard.models.fast import Narrow, keeps_sums
+from regard.models.fast import Narrow, keeps_sums, scores
 from regard.models.native import native
 from regard.models.reading import recur
 from regard.models.recurrence import Weights, cell
@@ -134,8 +134,11 @@ class LstmDecoder(Decoder):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next word, ``(..., V)``, from hidden values ``(..., N)``."""
-        scores: Tensor = self.output(self.dropout(hidden))
-        return scores
+        hidden = self.dropout(hidden)
+        if isinstance(self.output, Narrow):  # of a fast copy
+            narrow: Tensor = self.output(hidden)
+            return narrow
+        return scores(hidden, self.output.weight, self.output.bias)
 
     def wide(self) -> Sequence[nn.Module]:
         """The layer that scores words."""
@@ -196,7 +199,12 @@ class LstmDecoder(Decoder):
         if self.start_h is None or self.start_c is None:
             zero = regions.new_zeros(regions.shape[0], self.hidden_width)
             return zero, zero
-        mean = regions.mean(dim=1)  # (B, D)
+        if regions.dtype == torch.bfloat16 and regions.device.type == "cpu":
+            # Torch would add them up in a copy in float32, which takes longer than the product.
+            count = regions.shape[1]
+            mean = (regions.new_ones(1, count) @ regions).squeeze(1) / count  # (B, D)
+        else:
+            mean = regions.mean(dim=1)
         return torch.tanh(self.start_h(mean)), self.start_c(mean)
 
     def _initialise(self) -> None:

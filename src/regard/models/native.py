@@ -58,6 +58,16 @@ def native_plain(name: str, like: Tensor) -> Callable[..., None] | None:
     return _function(name, loaded, asked)
 
 
+@functools.cache
+def matrix_unit() -> bool:
+    """Whether the processor has a unit for products of bf16 (AMX), and lends it."""
+    if (lent := native("lent", torch.empty(0, dtype=torch.bfloat16))) is None:
+        return False
+    answer = torch.zeros(1, dtype=torch.long)
+    lent(answer)
+    return bool(answer)
+
+
 _LOADED: list[tuple[torch.dtype, str | None]] = []
 """Precisions of the libraries that are loaded, and by which compiler."""
 
@@ -94,7 +104,7 @@ def _library(precision: str, asked: str | None) -> ctypes.CDLL | None:
     compiler = next(filter(None, map(shutil.which, names)), None)
     if compiler is None:
         return None
-    command = [compiler, *FLAGS, f"-DPRODUCTS={precision}"]
+    command = [compiler, *FLAGS, f"-DPRODUCTS={precision}", f"-DIS_{precision}"]
     source = SOURCE.read_text(encoding="utf-8")
     made_of = hashlib.sha256("\n".join([*command, _processor(), source]).encode())
     name = f"{precision}-{made_of.hexdigest()[:16]}.so"

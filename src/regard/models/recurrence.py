@@ -44,13 +44,14 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Callable
 from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from regard.models.native import native
+from regard.models.native import matrix_unit, native
 
 
 class Weights(NamedTuple):
@@ -137,21 +138,21 @@ def forward(given: Given, kept: Kept) -> None:
     photos, spots, a = keys.shape
     each = rows // photos
     regions = _regions(given)
-    past_t = past.t()
-    context_t = None if context is None else context.t()
+    by_past = times(past)
+    by_context = None if context is None else times(context)
     queries = pasts.view(steps, photos, each, -1)[..., four_n : four_n + a]
     states[0] = h
     cells[0] = c
 
     for t in range(steps):
-        torch.mm(states[t], past_t, out=pasts[t])
+        by_past(states[t], pasts[t])
         alpha = look(keys, queries[t], v, out=attention[t].view(photos, each, spots))
-        torch.bmm(alpha.to(keys.dtype), regions, out=contexts[t].view(photos, each, -1))
+        gather(alpha, regions, out=contexts[t].view(photos, each, -1))
         seen = contexts[t]
         if opened is not None and gate_bias is not None:
             seen = open_gate(pasts[t, :, four_n + a :], gate_bias, seen, beta=opened[t])
-        if context_t is not None:
-            seen = seen @ context_t
+        if by_context is not None:
+            seen = by_context(seen, torch.empty_like(words[t]))
         cell(
             pasts[t], seen, words[t], cells[t], gates=gates[t], after=cells[t + 1],
             h=states[t + 1],
@@ -178,18 +179,19 @@ def backward(
     photos, _, width = regions.shape
     each = rows // photos
     narrow, wide = keys.dtype, cells.dtype
-    regions_t = regions.transpose(1, 2)  # (B, D, L)
     d_pasts = torch.empty_like(pasts)
     d_contexts = torch.empty_like(contexts)
     d_keys = torch.zeros_like(keys, dtype=wide)  # without their factor v
     d_score = v.new_zeros(photos, a)
+    by_past = times(past, turned=True)
+    by_context = None if context is None else times(context, turned=True)
     d_h = torch.zeros_like(states[0])
     d_c = torch.zeros_like(cells[0])
 
     for t in reversed(range(steps)):
         d_g = d_pasts[t, :, :four_n]
         cell_back(gates[t], cells[t], cells[t + 1], d_h, d_hidden[t], d_c, d_gates=d_g)
-        d_seen = d_g if context is None else d_g @ context
+        d_seen = d_g if by_context is None else by_context(d_g, torch.empty_like(d_contexts[t]))
         if opened is None:
             d_contexts[t] = d_seen
         else:
@@ -197,13 +199,13 @@ def backward(
                 d_seen, contexts[t], opened[t], d_past=d_pasts[t, :, four_n + a :],
                 d_context=d_contexts[t],
             )  # fmt: skip
-        d_alpha = torch.bmm(d_contexts[t].view(photos, each, width), regions_t)
+        d_alpha = gather_back(d_contexts[t].view(photos, each, width), regions)
         look_back(
             keys, pasts[t, :, four_n : four_n + a], v, attention[t], d_alpha,
             None if d_attention is None else d_attention[t],
             d_queries=d_pasts[t, :, four_n : four_n + a], d_keys=d_keys, d_score=d_score,
         )  # fmt: skip
-        d_h = d_pasts[t] @ past
+        by_past(d_pasts[t], d_h)
 
     d_regions = d_context = d_gate_bias = None
     if of_regions:
@@ -247,6 +249,28 @@ def _regions(given: Given) -> Tensor:
 # --- one step's formulas: in torch, and the same compiled for the CPU and for GPUs ------------
 
 
+def times(weight: Tensor, *, turned: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
+    """``x W^T``, or ``x W`` (turned), for a few rows x at a time: W is laid out for it once.
+
+    What it returns takes x and where to write the product, each ``(R, ...)`` with dense rows.
+    """
+    width, n = weight.shape if not turned else (weight.shape[1], weight.shape[0])
+    pack = native("pack_turned" if turned else "pack", weight)
+    compiled = native("times", weight)
+    narrow = weight.dtype == torch.bfloat16
+    if pack is None or compiled is None or not narrow or n % 32 or not matrix_unit():
+        columns = weight if turned else weight.t()
+        return lambda x, out: torch.mm(x, columns, out=out)
+    packed = weight.new_zeros(-(-width // 64) * 64 * n)
+    pack(weight.contiguous(), packed, n // 2, width)
+
+    def product(x: Tensor, out: Tensor) -> Tensor:
+        compiled(x, x.stride(0), packed, out, out.stride(0), len(x), n // 2, width)
+        return out
+
+    return product
+
+
 def look(keys: Tensor, queries: Tensor, score: Tensor, *, out: Tensor | None = None) -> Tensor:
     """``alpha``, ``(B, K, L)``, of keys ``(B, L, A)``, queries ``(B, K, A)`` and ``v``."""
     photos, spots, a = keys.shape
@@ -265,17 +289,28 @@ def look(keys: Tensor, queries: Tensor, score: Tensor, *, out: Tensor | None = N
     return alpha
 
 
-def gather(alpha: Tensor, regions: Tensor) -> Tensor:
-    """``z``, ``(B, K, D)``, of weights ``(B, K, L)`` and regions ``(B, L, D)``.
+def gather(alpha: Tensor, regions: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """``y``, ``(B, K, D)``, of weights ``(B, K, L)`` and regions ``(B, L, D)``.
 
     Compiled, a row's context does not depend, to the last bit, on the rows beside it.
     """
+    photos, each, spots = alpha.shape
     if alpha.dtype == torch.float32 and (compiled := native("gather", regions)):
-        photos, each, spots = alpha.shape
-        z = regions.new_empty(photos, each, regions.shape[-1])
-        compiled(alpha.contiguous(), regions.contiguous(), z, photos, each, spots, z.shape[-1])
-        return z
-    return alpha.to(regions.dtype) @ regions
+        y = regions.new_empty(photos, each, regions.shape[-1]) if out is None else out
+        compiled(alpha.contiguous(), regions.contiguous(), y, photos, each, spots, y.shape[-1])
+        return y
+    return torch.matmul(alpha.to(regions.dtype), regions, out=out)
+
+
+def gather_back(d_context: Tensor, regions: Tensor) -> Tensor:
+    """The gradient by alpha, ``(B, K, L)``, of that by ``y``, ``(B, K, D)``."""
+    photos, each, width = d_context.shape
+    if compiled := native("gather_back", regions):
+        spots = regions.shape[1]
+        d_alpha = regions.new_empty(photos, each, spots)
+        compiled(d_context, regions, d_alpha, photos, each, spots, width)
+        return d_alpha
+    return torch.bmm(d_context, regions.transpose(1, 2))
 
 
 def look_back(

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from regard.models.decoder import Decoder, Parts, Read, Rows, Step
 from regard.models.devices import Precision, lowered
 from regard.models.dropout import Dropout
-from regard.models.fast import Narrow, keeps_sums
+from regard.models.fast import Narrow, keeps_sums, scores
 
 POSITIONS = 201
 """Learned positions: ``<START>`` and the most words that a caption may be asked to have."""
@@ -152,9 +152,9 @@ class TransformerDecoder(Decoder):
         if self.leave is not None:
             hidden = self.leave(hidden)  # (..., E)
         if self.scorer is not None:
-            scores: Tensor = self.scorer(hidden)
-            return scores
-        return F.linear(hidden, self._rows(), self.bias)
+            narrow: Tensor = self.scorer(hidden)
+            return narrow
+        return scores(hidden, self._rows(), self.bias)
 
     def fast(self, precision: Precision | Literal["auto"] = "auto") -> Self:
         """A copy for use; see :meth:`Decoder.fast`."""

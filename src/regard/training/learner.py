@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from regard.data.batches import inputs_and_targets
 from regard.models.decoder import Decoder
+from regard.models.devices import lowered
 from regard.models.encoders import Encoder
+from regard.models.native import native
 from regard.training.loss import surprise
 
 NEVER = -1e4
@@ -65,9 +67,14 @@ class Learner(nn.Module):
         if self.encoder is not None:
             regions: Tensor = self.encoder(photos)
             return regions
-        kind = photos.device.type
-        narrow = torch.is_autocast_enabled(kind)
-        return photos.to(torch.get_autocast_dtype(kind) if narrow else torch.float32)
+        if photos.dtype == torch.float16 and torch.is_autocast_enabled(photos.device.type):
+            # On a CPU torch is slow from float16 to bfloat16.
+            like = torch.empty(0, dtype=torch.bfloat16, device=photos.device)
+            if (compiled := native("from_half", like)) is not None:
+                narrow = torch.empty_like(photos, dtype=torch.bfloat16)
+                compiled(photos.contiguous(), narrow, photos.numel())
+                return narrow
+        return lowered(photos.float())
 
     def forward(
         self,
