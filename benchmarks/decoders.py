@@ -3,9 +3,11 @@
     python benchmarks/decoders.py [--runs N] [--device cpu|cuda] [--json OUT]
 
 Decoders as configs/flickr8k-lstm.yaml and configs/flickr8k-transformer.yaml have them: 32 photos of
-10 x 10 regions (L 100, D 2048) with 5 captions of up to 13 words each, V 2,650, mixed precision. A
-step is what training does: loss, gradient with its norm, AdamW. The two take turns in one process,
-so the ratio is that of their epochs from the feature cache.
+10 x 10 regions (L 100, D 2048) with 5 captions each, V 2,650, mixed precision. Captions have 7 to
+16 words, so 72 % of the places of a batch hold a word: in Flickr8k's batches of photos with
+captions of similar length it is 71 %. A step is what training does: loss, gradient with its norm,
+AdamW. The two take turns in one process, so the ratio is that of their epochs from the feature
+cache.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from regard.models.devices import fast_precision, find_device
 from regard.training.learner import Learner
 from regard.training.loop import clip_gradients
 
-B, K, L, D, V, WORDS = 32, 5, 100, 2048, 2650, 13
+B, K, L, D, V, WORDS = 32, 5, 100, 2048, 2650, 16
 PAD, END = 0, 2
 CONFIGS = Path(__file__).parents[1] / "configs"
 KINDS = ("lstm", "transformer")
@@ -63,8 +65,8 @@ def _step(kind: str, device: torch.device) -> Callable[[], None]:
     )
     regions = torch.rand(B, L, D, device=device).half()  # as the cache has them
     captions = torch.randint(4, V, (B, K, WORDS + 1), device=device)
-    for i, caption in enumerate(captions.view(B * K, -1)):  # lengths in a bucket differ a little
-        caption[WORDS + 1 - i % 4 :] = PAD
+    for i, caption in enumerate(captions.view(B * K, -1)):
+        caption[WORDS + 1 - 7 * i % 10 :] = PAD
     bf16 = fast_precision(device) == "bf16"
 
     def step() -> None:

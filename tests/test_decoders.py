@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from regard.models.decoder import Decoder
+from regard.models.decoder import Decoder, Real
 from regard.models.fast import keeps_sums
 from regard.models.lstm import LstmDecoder
 from regard.models.transformer import TransformerDecoder
@@ -87,6 +87,24 @@ def test_alone_equals_in_a_batch(decoder, photos, captions):
             alone = photos[b : b + 1], captions[b : b + 1, k : k + 1]
             torch.testing.assert_close(decoder(*alone)[0, 0], together[b, k])
             torch.testing.assert_close(decoder.read(*alone).attention[0, 0], looked[b, k])
+
+
+def test_reading_real_words_alone_equals_reading_all(decoder, photos, captions):
+    """What is made of them and every gradient; wherever the captions end, and if none does."""
+    lengths = torch.randint(1, T + 1, (B, K), generator=torch.Generator().manual_seed(5))
+    for real in (torch.arange(T) < lengths.unsqueeze(-1), torch.ones(B, K, T, dtype=torch.bool)):
+        padded = captions.where(real, 0)
+        probe = torch.randn(int(real.sum()), V, dtype=torch.float64)
+        found = []
+        for alone in (False, True):
+            read = decoder.read(photos, padded, Real(real) if alone else None)
+            scores = decoder.logits(read.hidden if alone else read.hidden[real])
+            looked = read.attention[real]
+            decoder.zero_grad()
+            ((scores * probe).sum() + looked.square().sum()).backward()
+            gradients = {n: p.grad.clone() for n, p in decoder.named_parameters()}
+            found.append((scores.detach(), looked.detach(), gradients))
+        torch.testing.assert_close(*found)
 
 
 def test_what_follows_changes_nothing(decoder, photos, captions):

@@ -6,6 +6,15 @@ import pytest
 import torch
 
 from regard.models.dropout import Dropout
+from regard.models.native import native
+
+
+@pytest.fixture(params=["compiled", "torch"], autouse=True)
+def way(request, monkeypatch):
+    if request.param == "torch":
+        monkeypatch.setenv("REGARD_COMPILER", "")
+    elif native("drop", torch.zeros(1)) is None:
+        pytest.skip("There is no C++ compiler.")
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.9])
@@ -32,8 +41,10 @@ def test_every_place_is_left_out_as_often():
     assert both.tolist() == pytest.approx([0.25] * 7, abs=0.02)
 
 
-def test_the_gradient_is_that_of_what_was_kept():
-    x = torch.randn(7, 5, requires_grad=True)
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_gradient_is_that_of_what_was_kept(turned):
+    x = torch.randn(5, 7).t() if turned else torch.randn(7, 5)  # the first is not dense
+    x.requires_grad_()
 
     y = Dropout(0.3)(x)
     y.sum().backward()

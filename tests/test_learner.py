@@ -93,9 +93,9 @@ def test_words_are_drawn_from_what_was_expected_in_their_place(decoder, batch):
     seen: list[Tensor] = []
     read = decoder.read
 
-    def watched(regions: Tensor, words: Tensor):
+    def watched(regions: Tensor, words: Tensor, *real):
         seen.append(words.clone())
-        return read(regions, words)
+        return read(regions, words, *real)
 
     decoder.read = watched  # type: ignore[method-assign]
     drawing = learner(decoder, scheduled_sampling=1.0)

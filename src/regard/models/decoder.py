@@ -40,13 +40,61 @@ class Parts(NamedTuple):
     """Each ``(B, ...)``, what is known of the photos and stays as it is."""
 
 
+class Real:
+    """Which of the places ``(B, K, T)`` of padded captions hold words: M of them.
+
+    Args:
+        real: ``(B, K, T)``, bool.
+    """
+
+    def __init__(self, real: Tensor) -> None:
+        self.shape = real.shape
+        self.places = real.flatten().nonzero().squeeze(1)
+        """``(M,)``, in their order."""
+        count = len(self.places)
+        self._rows = torch.full((real.numel(),), count, device=real.device)
+        self._rows[self.places] = torch.arange(count, device=real.device)
+
+    def pick(self, padded: Tensor) -> Tensor:
+        """What stands in these places of ``(B, K, T, C)``, ``(M, C)``."""
+        picked: Tensor = _Pick.apply(padded.flatten(0, 2), self.places, self._rows)  # type: ignore[no-untyped-call]
+        return picked
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Its inverse, with zeros elsewhere: ``(M, C)`` to ``(B, K, T, C)``."""
+        padded: Tensor = _Pick.apply(values, self._rows, self.places)  # type: ignore[no-untyped-call]
+        return padded.view(*self.shape, -1)
+
+
+class _Pick(torch.autograd.Function):
+    """Rows by their indices, where there is one; the way back is the same by the inverse's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, indices: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(indices, back)
+        return _Pick.rows(x, indices, back)
+
+    @staticmethod
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor, None, None]:
+        indices, back = ctx.saved_tensors
+        return _Pick.rows(d, back, indices), None, None
+
+    @staticmethod
+    def rows(x: Tensor, indices: Tensor, back: Tensor) -> Tensor:
+        if len(indices) > len(back):  # some of them have no row
+            x = torch.cat([x, x.new_zeros(1, x.shape[1])])
+        return x.index_select(0, indices)
+
+
 class Read(NamedTuple):
     """What a decoder makes of known captions."""
 
     hidden: Tensor
-    """``(B, K, T, N)``, what it holds after each word, for :meth:`Decoder.logits`."""
+    """``(B, K, T, N)``, what it holds after each word, for :meth:`Decoder.logits`; ``(M, N)`` of
+    the real words, where it was told which those are."""
     attention: Tensor
-    """``(B, K, T, L)``, where it looked to say the word that follows; each row sums to 1."""
+    """``(B, K, T, L)``, where it looked to say the word that follows; each row sums to 1. Without
+    meaning where there is no word."""
 
 
 class Step(NamedTuple):
@@ -79,13 +127,14 @@ class Decoder(nn.Module, ABC):
     """The words' vectors, ``(V, E)``."""
 
     @abstractmethod
-    def read(self, regions: Tensor, captions: Tensor) -> Read:
+    def read(self, regions: Tensor, captions: Tensor, real: Real | None = None) -> Read:
         """Read known captions, all words at once.
 
         Args:
             regions: ``(B, L, D)``, float.
             captions: ``(B, K, T)``, word ids, beginning with ``<START>``. What follows a word
                 never changes what was made of it, so padding may stand at the end.
+            real: where there are words; nothing is made of the other places. None is everywhere.
         """
 
     @abstractmethod

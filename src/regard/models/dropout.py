@@ -4,14 +4,19 @@ Source: Srivastava et al., "Dropout: a simple way to prevent neural networks fro
 (2014), scaled in training. Torch draws a float for each value; for a Transformer on two cores that
 is a third of a training step (``aten::bernoulli_`` in its profiler). Here eight values share one
 64-bit number, so the share that is dropped is the nearest multiple of 1/256, and the rest is scaled
-by what is in fact kept.
+by what is in fact kept. Compiled (:mod:`regard.models.native`), the numbers come from one seed and
+are never in memory: the way back makes them again.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from regard.models.native import native
 
 
 class Dropout(nn.Module):
@@ -33,10 +38,34 @@ class Dropout(nn.Module):
         if x.device.type != "cpu":
             return functional.dropout(x, self.share)
         dropped = min(255, max(1, round(256 * self.share)))
+        if native("drop", x) is not None:
+            seed = int(torch.empty((), dtype=torch.int64).random_(-(2**63), None))
+            kept: Tensor = _Drop.apply(x, dropped, seed)  # type: ignore[no-untyped-call]
+            return kept
         numbers = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
-        kept = numbers.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
-        return x * kept.to(x.dtype).mul_(256 / (256 - dropped))
+        mask = numbers.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
+        return x * mask.to(x.dtype).mul_(256 / (256 - dropped))
 
     def extra_repr(self) -> str:
         """What ``print`` shows of it."""
         return f"{self.share}"
+
+
+class _Drop(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dropped: int, seed: int) -> Tensor:
+        ctx.of = dropped, seed
+        return _dropped(x, dropped, seed)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor, None, None]:
+        return _dropped(d, *ctx.of), None, None
+
+
+def _dropped(x: Tensor, dropped: int, seed: int) -> Tensor:
+    compiled = native("drop", x)
+    assert compiled is not None
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    compiled(x.contiguous(), out, seed, x.numel(), dropped, 256 / (256 - dropped))
+    return out

@@ -630,6 +630,31 @@ void surprise_back(T* logits, const int64_t* targets, const float* normaliser,
     }
 }
 
+// Dropout: a value stays, scaled, if its byte of randomness is at least `dropped`. Eight bytes are the
+// seed and the place by SplitMix64 (Steele et al., "Fast splittable pseudorandom number generators",
+// 2014), so the way back, with the same seed, needs nothing else.
+void drop(const T* x, T* out, int64_t seed, int64_t count, int64_t dropped, float scale,
+          int threads) {
+    constexpr int64_t BLOCK = 64;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t from = 0; from < count; from += BLOCK) {
+        uint64_t numbers[BLOCK / 8];
+        for (int64_t j = 0; j < BLOCK / 8; j++) {
+            uint64_t z = uint64_t(seed) + uint64_t(from / 8 + j + 1) * 0x9e3779b97f4a7c15u;
+            z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+            z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+            numbers[j] = z ^ (z >> 31);
+        }
+        uint8_t bytes[BLOCK];
+        std::memcpy(bytes, numbers, BLOCK);
+        const int64_t width = count - from < BLOCK ? count - from : BLOCK;
+#pragma omp simd
+        for (int64_t j = 0; j < width; j++) {
+            put(out[from + j], bytes[j] >= dropped ? wide(x[from + j]) * scale : 0.0f);
+        }
+    }
+}
+
 // Log-probabilities (R, V) of logits; the words of a list are left out of the distribution.
 void log_probabilities(const float* logits, const int64_t* left_out, float* scores, int64_t R,
                        int64_t V, int64_t count, int threads) {

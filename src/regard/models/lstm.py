@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.models.attention import AdditiveAttention
-from regard.models.decoder import Decoder, Parts, Read, Rows, Step
+from regard.models.decoder import Decoder, Parts, Read, Real, Rows, Step
 from regard.models.devices import Precision, lowered
 from regard.models.dropout import Dropout
 from regard.models.fast import Narrow, keeps_sums, scores
@@ -106,7 +106,7 @@ class LstmDecoder(Decoder):
         if fresh:
             self._initialise()
 
-    def read(self, regions: Tensor, captions: Tensor) -> Read:
+    def read(self, regions: Tensor, captions: Tensor, real: Real | None = None) -> Read:
         """Read known captions; see :meth:`Decoder.read`."""
         regions = lowered(regions)
         _, each, steps = captions.shape
@@ -130,7 +130,8 @@ class LstmDecoder(Decoder):
                 gate_bias=None if self.gate is None else self.gate.bias,
             ),
         )
-        return Read(hidden.permute(1, 2, 0, 3), attention.permute(1, 2, 0, 3))
+        hidden, attention = (x.permute(1, 2, 0, 3) for x in (hidden, attention))
+        return Read(hidden if real is None else real.pick(hidden), attention)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next word, ``(..., V)``, from hidden values ``(..., N)``."""

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regard.models.decoder import Decoder, Parts, Read, Rows, Step
+from regard.models.decoder import Decoder, Parts, Read, Real, Rows, Step
 from regard.models.devices import Precision, lowered
 from regard.models.dropout import Dropout
 from regard.models.fast import Narrow, keeps_sums, scores
@@ -141,11 +141,16 @@ class TransformerDecoder(Decoder):
             if rows is not None:  # scores of about 1 from normalised hidden values
                 nn.init.normal_(rows, std=rows.shape[1] ** -0.5)
 
-    def read(self, regions: Tensor, captions: Tensor) -> Read:
+    def read(self, regions: Tensor, captions: Tensor, real: Real | None = None) -> Read:
         """Read known captions; see :meth:`Decoder.read`."""
-        words = self._enter(captions, first=0)  # (B, K, T, N)
-        words, _, attention = self._through(words, self._seen(regions))
-        return Read(words, attention.view(*captions.shape, -1))
+        places = torch.arange(captions.shape[-1], device=captions.device)
+        if real is not None:
+            places = places.expand_as(captions).flatten()[real.places]
+            captions = captions.flatten()[real.places]
+        words = self._enter(captions, places)  # (B, K, T, N) or (M, N)
+        words, _, attention = self._through(words, self._seen(regions), real)
+        shape = words.shape[:-1] if real is None else real.shape
+        return Read(words, attention.view(*shape, -1))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next word, ``(..., V)``, from hidden values ``(..., N)``."""
@@ -180,8 +185,9 @@ class TransformerDecoder(Decoder):
     def step(self, tokens: Tensor, state: TransformerState) -> Step:
         """Say one word, ``(R,)`` ids, in each row of the state."""
         length = state.said[0].keys.shape[2]
-        words = self._enter(tokens.view(-1, 1, 1), first=length)  # (R, 1, 1, N)
-        words, said, attention = self._through(words, state.seen, state.said, state.rows)
+        places = torch.full((1,), length, device=tokens.device)
+        words = self._enter(tokens.view(-1, 1, 1), places)  # (R, 1, 1, N)
+        words, said, attention = self._through(words, state.seen, said=state.said, rows=state.rows)
         after = TransformerState(said, state.rows, state.seen)
         return Step(self.logits(words.flatten(0, 2)), state.rows.by_row(attention), after)
 
@@ -194,12 +200,11 @@ class TransformerDecoder(Decoder):
         said, seen = (_memories(tensors) for tensors in parts)
         return TransformerState(said, rows, seen)
 
-    def _enter(self, tokens: Tensor, *, first: int) -> Tensor:
-        """Words and their positions from ``first`` on: ids ``(B, K, T)`` to ``(B, K, T, N)``."""
+    def _enter(self, tokens: Tensor, places: Tensor) -> Tensor:
+        """Words and their positions, of ids ``(..., T)`` and ``(T,)``: ``(..., T, N)``."""
         words = lowered(self.embedding(tokens) * math.sqrt(self.embedding.embedding_dim))
         if self.enter is not None:
             words = self.enter(words)
-        places = torch.arange(first, first + tokens.shape[-1], device=tokens.device)
         if self.positions is None:
             known = _sinusoids(places, self.embedding.weight, words.shape[-1])
         else:
@@ -220,6 +225,8 @@ class TransformerDecoder(Decoder):
         self,
         words: Tensor,
         seen: Sequence[Memory],
+        real: Real | None = None,
+        *,
         said: Sequence[Memory] | None = None,
         rows: Rows | None = None,
     ) -> tuple[Tensor, tuple[Memory, ...], Tensor]:
@@ -231,7 +238,9 @@ class TransformerDecoder(Decoder):
         """
         kept = []
         for i, layer in enumerate(self._layers()):
-            words, now, weights = layer(words, seen[i], None if said is None else said[i], rows)
+            words, now, weights = layer(
+                words, seen[i], real, None if said is None else said[i], rows
+            )
             kept.append(now)
         wide = torch.promote_types(weights.dtype, torch.float32)
         return self.norm(words), tuple(kept), weights.mean(dim=1, dtype=wide)
@@ -263,13 +272,20 @@ class _Layer(nn.Module):
         return Memory(*by_head(self.of_seen(regions), 2, self.heads))
 
     def forward(
-        self, words: Tensor, seen: Memory, said: Memory | None, rows: Rows | None
+        self,
+        words: Tensor,
+        seen: Memory,
+        real: Real | None,
+        said: Memory | None,
+        rows: Rows | None,
     ) -> tuple[Tensor, Memory, Tensor]:
         """One layer.
 
         Args:
-            words: ``(B, K, T, N)``, all words of captions; or ``(R, 1, 1, N)``, one more of each.
+            words: ``(B, K, T, N)``, all words of captions, or ``(M, N)``, the real ones of them; or
+                ``(R, 1, 1, N)``, one more of each.
             seen: of the regions, B rows.
+            real: where the M words are; none if there is one in every place.
             said: of the t words before, R rows; none for whole captions.
             rows: which photos the R rows describe; none for whole captions.
 
@@ -277,24 +293,34 @@ class _Layer(nn.Module):
             The words; the memory of all words up to here; the attention to the regions, ``(B,
             heads, K T, L)``, T being 1 for one more word.
         """
-        projected = self.of_said(self.norm_said(words)).flatten(0, 1)  # (B K, T, 3 N)
+        projected = _spread(self.of_said(self.norm_said(words)), real).flatten(0, 1)
         query, *now = by_head(projected, 3, self.heads)  # (B K, heads, T, N / heads)
         kept = Memory(*now) if said is None else said.then(Memory(*now))
         # A word alone may ask all that was said; of several, each asks those up to itself.
         heard, _ = attend(query, kept, causal=said is None)
-        heard = self.from_said(heard.transpose(1, 2).flatten(2))  # (B K, T, N)
-        words = words + self.dropout(heard).view_as(words)
+        heard = _picked(heard.transpose(1, 2).flatten(2), words, real)  # (B K, T, N) before
+        words = words + self.dropout(self.from_said(heard))
 
-        query = self.query(self.norm_seen(words))
+        query = _spread(self.query(self.norm_seen(words)), real)
         query = query.flatten(1, 2) if rows is None else rows.by_photo(query.flatten(0, 2))
         (asked,) = by_head(query, 1, self.heads)
         found, weights = attend(asked, seen)
-        found = self.from_seen(found.transpose(1, 2).flatten(2))  # (B, K T, N)
-        found = found if rows is None else rows.by_row(found)
-        words = words + self.dropout(found).view_as(words)
+        found = found.transpose(1, 2).flatten(2)  # (B, K T, N)
+        found = _picked(found if rows is None else rows.by_row(found), words, real)
+        words = words + self.dropout(self.from_seen(found))
 
-        wide = F.gelu(self.widen(self.norm_wide(words)))  # (B, K, T, feed-forward width)
+        wide = F.gelu(self.widen(self.norm_wide(words)))  # (..., feed-forward width)
         return words + self.dropout(self.narrow(wide)), kept, weights
+
+
+def _spread(words: Tensor, real: Real | None) -> Tensor:
+    """To all places, ``(B, K, T, N)``."""
+    return words if real is None else real.spread(words)
+
+
+def _picked(padded: Tensor, words: Tensor, real: Real | None) -> Tensor:
+    """In the shape of the words, from all places."""
+    return padded.view_as(words) if real is None else real.pick(padded.view(*real.shape, -1))
 
 
 class _RegionLayer(nn.Module):

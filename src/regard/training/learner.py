@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from regard.data.batches import inputs_and_targets
-from regard.models.decoder import Decoder
+from regard.models.decoder import Decoder, Real
 from regard.models.devices import lowered
 from regard.models.encoders import Encoder
 from regard.models.native import native
@@ -67,14 +67,15 @@ class Learner(nn.Module):
         if self.encoder is not None:
             regions: Tensor = self.encoder(photos)
             return regions
-        if photos.dtype == torch.float16 and torch.is_autocast_enabled(photos.device.type):
-            # On a CPU torch is slow from float16 to bfloat16.
-            like = torch.empty(0, dtype=torch.bfloat16, device=photos.device)
-            if (compiled := native("from_half", like)) is not None:
-                narrow = torch.empty_like(photos, dtype=torch.bfloat16)
-                compiled(photos.contiguous(), narrow, photos.numel())
-                return narrow
-        return lowered(photos.float())
+        if not torch.is_autocast_enabled(photos.device.type):
+            return photos.float()
+        like = torch.empty(0, dtype=torch.bfloat16, device=photos.device)
+        compiled = native("from_half", like) if photos.dtype == torch.float16 else None
+        if compiled is None:
+            return lowered(photos)
+        narrow = torch.empty_like(photos, dtype=torch.bfloat16)  # torch is slow at it on a CPU
+        compiled(photos.contiguous(), narrow, photos.numel())
+        return narrow
 
     def forward(
         self,
@@ -101,21 +102,22 @@ class Learner(nn.Module):
         regions = self.regions(photos)
         if self.training and self._sampling:
             inputs = self._partly_drawn(regions.detach(), inputs, self._sampling * done)
-        read = self.decoder.read(regions, inputs)
         said = targets != self._pad  # (B, K, T)
-        scores = self.decoder.logits(read.hidden[said])  # (M, V)
-        each = None
+        real = Real(said)
+        read = self.decoder.read(regions, inputs, real)
+        scores = self.decoder.logits(read.hidden)  # (M, V)
+        each, targets = None, targets.flatten()[real.places]  # (M,)
         if weights is not None:
             by_caption = torch.from_numpy(weights).to(scores.device).unsqueeze(-1)  # (B, K, 1)
             each = by_caption.expand_as(said)[said]  # (M,)
             first = torch.zeros_like(said)
             first[..., 0] = True
-            scores = self._drawable(scores, targets[said], first[said])
-        total, nll = surprise(scores, targets[said], smoothing=self._smoothing, weights=each)
+            scores = self._drawable(scores, targets, first[said])
+        total, nll = surprise(scores, targets, smoothing=self._smoothing, weights=each)
         if self.training and self._penalty:
             looked = (read.attention * said.unsqueeze(-1)).sum(dim=2)  # (B, K, L)
-            real = said.any(dim=-1, keepdim=True)  # not the padding of a photo with fewer captions
-            total = total + self._penalty * ((1 - looked).square() * real).sum()
+            used = said.any(dim=-1, keepdim=True)  # not the padding of a photo with fewer captions
+            total = total + self._penalty * ((1 - looked).square() * used).sum()
         return total, nll
 
     @torch.no_grad()
