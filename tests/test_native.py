@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from regard.models import native
+from regard.models import native, recurrence
 
 
 @pytest.fixture
@@ -138,3 +138,75 @@ def test_a_step_in_one_call_is_the_step_in_many(gate, photos):
         assert torch.equal(apart.state.h, together.state.h)
         assert torch.equal(apart.state.c, together.state.c)
         state = together.state
+
+
+def half_and_whole(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("each", [1, 3, 5, 8])
+@pytest.mark.parametrize("width", [1, 31, 64, 200, 300])
+def test_contexts_and_their_way_back_are_those_of_torch(dtype, each, width):
+    photos, spots = 3, 7
+    regions = half_and_whole(dtype, photos, spots, width)
+    if native.native("gather", regions) is None:
+        pytest.skip("There is no C++ compiler.")
+    alpha = torch.rand(photos, each, spots).softmax(-1)
+    d_context = half_and_whole(dtype, photos, each, width)
+    wide, tolerance = regions.double(), 1e-5 if dtype == torch.float32 else 1e-2
+
+    found, back = recurrence.gather(alpha, regions), recurrence.gather_back(d_context, regions)
+
+    torch.testing.assert_close(
+        found.double(), alpha.double() @ wide, rtol=tolerance, atol=tolerance
+    )
+    expected = d_context.double() @ wide.transpose(1, 2)
+    torch.testing.assert_close(back.double(), expected, rtol=tolerance, atol=10 * tolerance)
+    alone = recurrence.gather(alpha[:, :1].contiguous(), regions)
+    assert torch.equal(alone, found[:, :1])  # to the last bit, whatever stands beside it
+
+
+@pytest.mark.parametrize("rows", [1, 16, 37])
+@pytest.mark.parametrize("sizes", [(64, 32), (70, 64), (33, 96), (200, 33)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_products_with_one_matrix_laid_out_once_are_those_of_torch(rows, sizes, turned):
+    width, n = sizes
+    weight = half_and_whole(torch.bfloat16, *((n, width) if turned else (width, n)))
+    # As a part of wider rows, and the product too.
+    x = half_and_whole(torch.bfloat16, rows, n + 5)[:, :n]
+    out = torch.empty(rows, width + 3, dtype=torch.bfloat16)[:, :width]
+
+    product = recurrence.times(weight, turned=turned)
+
+    expected = x.double() @ (weight if turned else weight.t()).double()
+    torch.testing.assert_close(product(x, out).double(), expected, rtol=1e-2, atol=1e-1)
+
+
+def test_the_quicker_tanh_is_as_near_as_it_says():
+    """Through the scores of one region beside one whose score is 0."""
+    keys = torch.zeros(1, 2, 16, dtype=torch.bfloat16)
+    if native.native("look", keys) is None:
+        pytest.skip("There is no C++ compiler.")
+    score = torch.zeros(16)
+    score[0] = 1
+    x = torch.cat([torch.linspace(-12, 12, 401), torch.tensor([-1e30, 1e30, 0])]).bfloat16()
+    keys = keys.expand(len(x), 2, 16).clone()
+    keys[:, 0, 0] = x
+    alpha = recurrence.look(keys, torch.zeros(len(x), 1, 16, dtype=torch.bfloat16), score)
+    found = (alpha[:, 0, 0] / alpha[:, 0, 1]).double().log()
+    torch.testing.assert_close(found, x.double().tanh(), rtol=0, atol=2e-4)
+    keys[0, 0, 0] = torch.nan  # is seen
+    assert recurrence.look(keys, torch.zeros(len(x), 1, 16).bfloat16(), score)[0].isnan().all()
+
+
+def test_float16_is_rounded_to_bf16_as_torch_does():
+    like = torch.empty(0, dtype=torch.bfloat16)
+    if (from_half := native.native("from_half", like)) is None:
+        pytest.skip("no compiler, or a processor without bf16")
+    every = torch.arange(65536, dtype=torch.int32).to(torch.uint16).view(torch.float16)
+    for values in (every, every[:5]):
+        out = torch.empty_like(values, dtype=torch.bfloat16)
+        from_half(values, out, values.numel())
+        # The processor rounds what is below float32's normal numbers to 0; float16 has none.
+        torch.testing.assert_close(out, values.bfloat16(), rtol=0, atol=0, equal_nan=True)
