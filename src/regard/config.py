@@ -150,6 +150,12 @@ class DecoderConfig(_Record):
     dropout: float = Field(
         0.0, ge=0, lt=1, description="Share of word and hidden values dropped in training."
     )
+    word_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the words said that are hidden from the decoder in training.",
+    )
     attention_width: int = Field(512, ge=1, description="LSTM: A, width of the attention space.")
     start_state: Literal["mean", "zeros"] = Field(
         "mean",

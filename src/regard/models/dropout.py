@@ -51,6 +51,21 @@ class Dropout(nn.Module):
         return f"{self.share}"
 
 
+def hide_words(words: Tensor, places: Tensor, share: float) -> Tensor:
+    """Whole words' vectors left out at random, so that the photo has to tell what they would.
+
+    Source: Bowman et al., "Generating sentences from a continuous space" (2016), section 3.1, with
+    zeros for the unknown word.
+
+    Args:
+        words: ``(..., E)``.
+        places: of each in its caption, ``(...)``; the first, ``<START>``, stays.
+        share: of the words that are left out.
+    """
+    kept = (torch.rand(words.shape[:-1], device=words.device) >= share) | (places == 0)
+    return words * kept.unsqueeze(-1).to(words.dtype)
+
+
 class _Drop(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dropped: int, seed: int) -> Tensor:

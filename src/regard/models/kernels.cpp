@@ -792,7 +792,7 @@ void multiply(const bfloat16* x, const bfloat16* packed, const float* bias, floa
 // is, in one team of threads. past is the gates, the query and, where there is a gate, its
 // argument; P values a row. N, A and D are even.
 void say(const float* h, const float* c, const int64_t* tokens, const int64_t* photo,
-         const float* keys, const float* regions, const float* score, const bfloat16* of_past,
+         const bfloat16* keys, const float* regions, const float* score, const bfloat16* of_past,
          const float* past_bias, const bfloat16* of_context, const float* words,
          const bfloat16* of_score, const float* score_bias, float* after_h, float* after_c,
          float* alpha, float* logits, float* room, int64_t R, int64_t L, int64_t D, int64_t A,
@@ -806,7 +806,9 @@ void say(const float* h, const float* c, const int64_t* tokens, const int64_t* p
         product(small, of_past, past_bias, past, R, N / 2, P);
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < R; r++) {
-            look_one(keys + photo[r] * L * A, past + r * P + 4 * N, score, alpha + r * L, L, A);
+            bfloat16 query[A];
+            for (int64_t a = 0; a < A; a++) put(query[a], past[r * P + 4 * N + a]);
+            look_rows<1>(keys + photo[r] * L * A, query, A, score, alpha + r * L, L, A);
         }
 #pragma omp for schedule(static) collapse(2)
         for (int64_t r = 0; r < R; r++) {

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from regard.models.attention import AdditiveAttention
 from regard.models.decoder import Decoder, Parts, Read, Real, Rows, Step
 from regard.models.devices import Precision, lowered
-from regard.models.dropout import Dropout
+from regard.models.dropout import Dropout, hide_words
 from regard.models.fast import Narrow, keeps_sums, scores
 from regard.models.native import native
 from regard.models.reading import recur
@@ -70,6 +70,7 @@ class LstmDecoder(Decoder):
             context (Xu et al., section 4.2.1, with one value a channel).
         dropout: share of values dropped in training, of the words' vectors and of the hidden
             values before the scores.
+        word_dropout: share of words hidden in training (:func:`regard.models.dropout.hide_words`).
         fresh: whether the first weights are drawn as training needs them; loading has no use for
             orthogonal matrices.
     """
@@ -85,6 +86,7 @@ class LstmDecoder(Decoder):
         start_state: Literal["mean", "zeros"] = "mean",
         gate: bool = False,
         dropout: float = 0.0,
+        word_dropout: float = 0.0,
         fresh: bool = True,
     ) -> None:
         super().__init__()
@@ -102,6 +104,7 @@ class LstmDecoder(Decoder):
         self.of_context = nn.Linear(feature_width, 4 * hidden_width, bias=False)
         self.output = nn.Linear(hidden_width, vocabulary_size)
         self.dropout = Dropout(dropout)
+        self.word_dropout = word_dropout
         self.joined: _Joined | None = None  # of a fast copy
         if fresh:
             self._initialise()
@@ -111,7 +114,11 @@ class LstmDecoder(Decoder):
         regions = lowered(regions)
         _, each, steps = captions.shape
         h, c = (x.unsqueeze(1).expand(-1, each, -1) for x in self._start(regions))  # (B, K, N)
-        words = self.of_word(self.dropout(self.embedding(captions.permute(2, 0, 1))))
+        vectors = self.embedding(captions.permute(2, 0, 1))  # (T, B, K, E)
+        if self.training and self.word_dropout:
+            places = torch.arange(steps, device=captions.device).view(-1, 1, 1)
+            vectors = hide_words(vectors, places, self.word_dropout)
+        words = self.of_word(self.dropout(vectors))
         keys = self.attention.keys(regions)
         past = [self.of_hidden, self.attention.of_hidden, *([self.gate] if self.gate else [])]
         context: Tensor | None = self.of_context.weight
@@ -158,6 +165,8 @@ class LstmDecoder(Decoder):
         regions = lowered(regions).contiguous()
         h, c = self._start(regions)
         keys = self.attention.keys(regions)
+        if self.joined is not None:
+            keys = keys.bfloat16()  # as in training; the tanh of them is quicker then
         return LstmState(h, c, Rows.in_order(h.shape[0], 1, h.device), keys, regions)
 
     @torch.no_grad()

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from regard.models.decoder import Decoder, Parts, Read, Real, Rows, Step
 from regard.models.devices import Precision, lowered
-from regard.models.dropout import Dropout
+from regard.models.dropout import Dropout, hide_words
 from regard.models.fast import Narrow, keeps_sums, scores
 
 POSITIONS = 201
@@ -95,6 +95,7 @@ class TransformerDecoder(Decoder):
             the output embedding to improve language models", 2017).
         dropout: share of values dropped in training, of the regions, of the words' vectors, and of
             what each attention and each feed-forward layer adds to those.
+        word_dropout: share of words hidden in training (:func:`regard.models.dropout.hide_words`).
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class TransformerDecoder(Decoder):
         positions: Literal["sinusoidal", "learned"] = "sinusoidal",
         tied: bool = True,
         dropout: float = 0.0,
+        word_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         narrow = embedding_width != hidden_width
@@ -136,6 +138,7 @@ class TransformerDecoder(Decoder):
         self.output = None if tied else nn.Parameter(torch.empty(vocabulary_size, hidden_width))
         self.bias = nn.Parameter(torch.zeros(vocabulary_size))
         self.dropout = Dropout(dropout)
+        self.word_dropout = word_dropout
         self.scorer: Narrow | None = None  # of a fast copy
         for rows in (self.embedding.weight, self.output):
             if rows is not None:  # scores of about 1 from normalised hidden values
@@ -203,6 +206,8 @@ class TransformerDecoder(Decoder):
     def _enter(self, tokens: Tensor, places: Tensor) -> Tensor:
         """Words and their positions, of ids ``(..., T)`` and ``(T,)``: ``(..., T, N)``."""
         words = lowered(self.embedding(tokens) * math.sqrt(self.embedding.embedding_dim))
+        if self.training and self.word_dropout:
+            words = hide_words(words, places, self.word_dropout)
         if self.enter is not None:
             words = self.enter(words)
         if self.positions is None:
