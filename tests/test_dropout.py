@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from regard.models.dropout import Dropout
+from regard.models.decoder import Real
+from regard.models.dropout import Dropout, hide_words
+from regard.models.lstm import LstmDecoder
 from regard.models.native import native
+from regard.models.transformer import TransformerDecoder
 
 
 @pytest.fixture(params=["compiled", "torch"], autouse=True)
@@ -72,3 +75,33 @@ def test_a_share_is_never_rounded_to_nothing_or_all(share):
     found = Dropout(share)(torch.ones(100_000))
 
     assert 0 < (found == 0).sum() < 100_000
+
+
+def test_whole_words_are_hidden_and_never_the_start():
+    torch.manual_seed(0)
+    words = torch.ones(500, 4, 7, 3)  # (B, K, T, E)
+
+    found = hide_words(words, torch.arange(7), 0.2)
+
+    assert (found == found[..., :1]).all()
+    hidden = (found[..., 0] == 0).double().mean((0, 1)).tolist()
+    assert hidden == pytest.approx([0, *[0.2] * 6], abs=0.03)
+    assert (hidden[0], found.max().item()) == (0, 1)
+
+
+@pytest.mark.parametrize("kind", [LstmDecoder, TransformerDecoder])
+def test_decoders_hide_words_in_training_alone(kind):
+    torch.manual_seed(0)
+    sizes = {"vocabulary_size": 20, "feature_width": 6, "embedding_width": 8, "hidden_width": 8}
+    more = {"layers": 1, "heads": 2, "feed_forward_width": 8} if kind is TransformerDecoder else {}
+    decoder = kind(**sizes, **more, word_dropout=0.9)
+    regions, captions = torch.randn(2, 3, 6), torch.randint(4, 20, (2, 2, 9))
+    real = Real(torch.arange(9) < torch.tensor([[9, 3], [1, 8]]).unsqueeze(-1))
+
+    first, second = (decoder.train().read(regions, captions, real).hidden for _ in range(2))
+
+    assert not torch.equal(first, second)
+    starts = real.places % 9 == 0
+    assert torch.equal(first[starts], second[starts])
+    same = [decoder.eval().read(regions, captions, real).hidden for _ in range(2)]
+    assert torch.equal(*same)
