@@ -94,17 +94,19 @@ def test_reading_real_words_alone_equals_reading_all(decoder, photos, captions):
     lengths = torch.randint(1, T + 1, (B, K), generator=torch.Generator().manual_seed(5))
     for real in (torch.arange(T) < lengths.unsqueeze(-1), torch.ones(B, K, T, dtype=torch.bool)):
         padded = captions.where(real, 0)
-        probe = torch.randn(int(real.sum()), V, dtype=torch.float64)
+        count = int(real.sum())
+        probe = torch.randn(count, V, dtype=torch.float64)
         found = []
-        for alone in (False, True):
-            read = decoder.read(photos, padded, Real(real) if alone else None)
-            scores = decoder.logits(read.hidden if alone else read.hidden[real])
+        for block in (None, 1, 5, 128):  # so many places at a time
+            alone = None if block is None else Real(real, block=block)
+            read = decoder.read(photos, padded, alone)
+            scores = decoder.logits(read.hidden[real] if alone is None else read.hidden)[:count]
             looked = read.attention[real]
             decoder.zero_grad()
             ((scores * probe).sum() + looked.square().sum()).backward()
             gradients = {n: p.grad.clone() for n, p in decoder.named_parameters()}
             found.append((scores.detach(), looked.detach(), gradients))
-        torch.testing.assert_close(*found)
+            torch.testing.assert_close(found[0], found[-1])
 
 
 def test_what_follows_changes_nothing(decoder, photos, captions):

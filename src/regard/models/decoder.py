@@ -41,16 +41,22 @@ class Parts(NamedTuple):
 
 
 class Real:
-    """Which of the places ``(B, K, T)`` of padded captions hold words: M of them.
+    """Which of the places ``(B, K, T)`` of padded captions hold words, and are computed.
+
+    Their number is different in every batch, and what multiplies matrices on a CPU is made anew for
+    every size. So a few places of padding are computed too, up to a multiple of ``block``.
 
     Args:
         real: ``(B, K, T)``, bool.
+        block: of what M is a multiple, unless all places are computed.
     """
 
-    def __init__(self, real: Tensor) -> None:
+    def __init__(self, real: Tensor, *, block: int = 128) -> None:
         self.shape = real.shape
-        self.places = real.flatten().nonzero().squeeze(1)
-        """``(M,)``, in their order."""
+        flat = real.flatten()
+        words, padding = flat.nonzero().squeeze(1), (~flat).nonzero().squeeze(1)
+        self.places = torch.cat([words, padding[: -len(words) % block]])
+        """``(M,)``: of all words, in their order, then of some padding."""
         count = len(self.places)
         self._rows = torch.full((real.numel(),), count, device=real.device)
         self._rows[self.places] = torch.arange(count, device=real.device)
@@ -90,8 +96,8 @@ class Read(NamedTuple):
     """What a decoder makes of known captions."""
 
     hidden: Tensor
-    """``(B, K, T, N)``, what it holds after each word, for :meth:`Decoder.logits`; ``(M, N)`` of
-    the real words, where it was told which those are."""
+    """``(B, K, T, N)``, what it holds after each word, for :meth:`Decoder.logits`; ``(M, N)``, at
+    the places of :class:`Real`, where it was told which those are."""
     attention: Tensor
     """``(B, K, T, L)``, where it looked to say the word that follows; each row sums to 1. Without
     meaning where there is no word."""

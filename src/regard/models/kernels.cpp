@@ -592,13 +592,18 @@ void cell_back(const float* gates, const float* before, const float* after, cons
     }
 }
 
-// For each word: the logarithm of the sum of e^logit, -log p(target), and the mean of all -log p.
+// For each word: the logarithm of the sum of e^logit, -log p(target), and the mean of all -log p; zero
+// where the target is negative.
 void surprise(const T* logits, const int64_t* targets, float* normaliser, float* nll,
               float* spread, int64_t M, int64_t V, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t m = 0; m < M; m++) {
         const T* row = logits + m * V;
         float most = -3e38f, total = 0, sum = 0;
+        if (targets[m] < 0) {
+            normaliser[m] = nll[m] = spread[m] = 0;
+            continue;
+        }
 #pragma omp simd reduction(max : most) reduction(+ : total)
         for (int64_t j = 0; j < V; j++) {
             const float x = wide(row[j]);
@@ -621,6 +626,10 @@ void surprise_back(T* logits, const int64_t* targets, const float* normaliser,
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t m = 0; m < M; m++) {
         T* row = logits + m * V;
+        if (targets[m] < 0) {
+            for (int64_t j = 0; j < V; j++) put(row[j], 0);
+            continue;
+        }
         const float even = smoothing / float(V), sum = normaliser[m];
         const float scale = weights ? all * weights[m] : all;
         const float target = exp_(wide(row[targets[m]]) - sum) - even - (1 - smoothing);

@@ -14,7 +14,7 @@ from regard.models.decoder import Decoder, Real
 from regard.models.devices import lowered
 from regard.models.encoders import Encoder
 from regard.models.native import native
-from regard.training.loss import surprise
+from regard.training.loss import NOTHING, surprise
 
 NEVER = -1e4
 """A score of what cannot be. Not minus infinity: no mean over the vocabulary has that."""
@@ -106,13 +106,13 @@ class Learner(nn.Module):
         real = Real(said)
         read = self.decoder.read(regions, inputs, real)
         scores = self.decoder.logits(read.hidden)  # (M, V)
-        each, targets = None, targets.flatten()[real.places]  # (M,)
+        each, targets = None, targets.masked_fill(~said, NOTHING).flatten()[real.places]  # (M,)
         if weights is not None:
             by_caption = torch.from_numpy(weights).to(scores.device).unsqueeze(-1)  # (B, K, 1)
-            each = by_caption.expand_as(said)[said]  # (M,)
+            each = by_caption.expand_as(said).flatten()[real.places]  # (M,)
             first = torch.zeros_like(said)
             first[..., 0] = True
-            scores = self._drawable(scores, targets, first[said])
+            scores = self._drawable(scores, targets, first.flatten()[real.places])
         total, nll = surprise(scores, targets, smoothing=self._smoothing, weights=each)
         if self.training and self._penalty:
             looked = (read.attention * said.unsqueeze(-1)).sum(dim=2)  # (B, K, L)

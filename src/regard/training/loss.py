@@ -9,7 +9,7 @@ et al., "Rethinking the Inception architecture", 2016, section 7)::
     loss    = (1 - s) nll + s spread
     d_l_j   = p_j - s / V - (1 - s) [j = y]
 
-Each word's loss, and with it its gradient, may have a weight.
+Each word's loss, and with it its gradient, may have a weight. Where nothing follows, there is none.
 
 Nothing of size ``(M, V)`` is kept but the scores themselves, in the precision they came in, and
 their gradient takes their place.
@@ -24,6 +24,9 @@ from torch import Tensor
 
 from regard.models.native import native
 
+NOTHING = -1
+"""The target where no word follows: its scores have no loss and no gradient."""
+
 ROWS = 64
 """Words at a time in torch, so that what is computed of them in float32 stays in the cache."""
 
@@ -35,7 +38,7 @@ def surprise(
 
     Args:
         scores: ``(M, V)``, of no further use: their gradient is written over them.
-        targets: ``(M,)``, the ids that follow.
+        targets: ``(M,)``, the ids that follow, or :data:`NOTHING`.
         smoothing: share of the target that is spread evenly over the vocabulary.
         weights: ``(M,)``, float32: of each word in the loss; none is 1.
 
@@ -61,10 +64,11 @@ class _Surprise(torch.autograd.Function):
             compiled(scores, targets, normaliser, nll, spread, words, vocabulary)
         else:
             for rows in _chunks(scores):
-                x = scores[rows].to(wide)
+                x, follows = scores[rows].to(wide), targets[rows] != NOTHING
+                said = x.gather(-1, targets[rows, None].clamp_min(0)).squeeze(-1)
                 normaliser[rows] = x.logsumexp(-1)
-                nll[rows] = normaliser[rows] - x.gather(-1, targets[rows, None]).squeeze(-1)
-                spread[rows] = normaliser[rows] - x.mean(-1)
+                nll[rows] = (normaliser[rows] - said).where(follows, 0)
+                spread[rows] = (normaliser[rows] - x.mean(-1)).where(follows, 0)
         ctx.save_for_backward(scores, targets, normaliser, weights)
         ctx.smoothing = smoothing
         said = nll.sum()
@@ -89,10 +93,11 @@ class _Surprise(torch.autograd.Function):
         for rows in _chunks(scores):
             p = (scores[rows].to(normaliser.dtype) - normaliser[rows, None]).exp_()
             p -= smoothing / vocabulary
+            target = targets[rows, None]
             p.scatter_add_(
-                -1, targets[rows, None], p.new_full((1, 1), smoothing - 1).expand(len(p), 1)
+                -1, target.clamp_min(0), p.new_full((1, 1), smoothing - 1).expand(len(p), 1)
             )
-            torch.mul(p, d_total, out=p)
+            torch.mul(p, d_total * (target != NOTHING), out=p)
             if weights is not None:
                 p *= weights[rows, None]
             scores[rows] = p
