@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from regard.training import loss
-from regard.training.loss import surprise
+from regard.training.loss import NOTHING, surprise
 
 
 @pytest.fixture(params=["compiled", "torch"])
@@ -61,6 +61,29 @@ def test_words_may_have_weights(way, dtype, smoothing):
     torch.testing.assert_close(nll.double(), plain, rtol=1e-5, atol=0)
     rounding = 5e-3 if dtype == torch.bfloat16 else 1e-5
     torch.testing.assert_close(given.grad.double(), wide.grad, rtol=rounding, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_where_nothing_follows_there_is_no_loss_and_no_gradient(way, dtype, weighted):
+    torch.manual_seed(0)
+    scores = (4 * torch.randn(80, 133)).to(dtype)  # more than torch takes at a time
+    targets, weights = torch.randint(0, 133, (80,)), torch.randn(80) if weighted else None
+    follows = torch.rand(80) < 0.7
+    some = scores[follows].clone().requires_grad_()
+    expected = surprise(
+        some * 1, targets[follows], smoothing=0.1,
+        weights=None if weights is None else weights[follows],
+    )  # fmt: skip
+    expected[0].backward()
+
+    given = scores.clone().requires_grad_()
+    found = surprise(given * 1, targets.where(follows, NOTHING), smoothing=0.1, weights=weights)
+    found[0].backward()
+
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(given.grad[follows], some.grad)
+    assert not given.grad[~follows].any()
 
 
 def test_scores_far_apart_do_not_overflow(way):
