@@ -102,11 +102,9 @@ def test_layers_among_the_regions_are_pytorchs():
         N, HEADS, F, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
     )
     theirs = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).double()
-    for layer in theirs.layers:  # its feed-forward part adds nothing
-        nn.init.zeros_(layer.linear2.weight)
-        nn.init.zeros_(layer.linear2.bias)
     pairs = {
-        "norm1": "norm", "self_attn.out_proj": "from_regions", "self_attn.in_proj": "of_regions"
+        "norm1": "norm", "norm2": "norm_wide", "self_attn.out_proj": "from_regions",
+        "self_attn.in_proj": "of_regions", "linear1": "widen", "linear2": "narrow",
     }  # fmt: skip
     theirs.load_state_dict(
         {
@@ -116,8 +114,7 @@ def test_layers_among_the_regions_are_pytorchs():
             for i, among in enumerate(ours.among)
             for name, own in pairs.items()
             for kind in ("weight", "bias")
-        },
-        strict=False,
+        }
     )
     regions, captions = given()
     plain = make()

@@ -6,11 +6,8 @@ word's vector by itself. Normalisation comes before each of the three (pre-norm;
 layer normalization in the transformer architecture", 2020), which trains without a long warm-up.
 The feed-forward layers use GELU.
 
-Before that, layers of attention can let the regions of a photo ask each other. They have no
-feed-forward part, which Huang et al. ("Attention on attention for image captioning", 2019) found
-that regions can do without: there are more of them than words, and it would be half of the
-arithmetic. Without such layers a region is what the vision encoder saw there, and a gaze at it
-means just that.
+Before that, layers of its encoder (section 3.1 too) can let the regions of a photo ask each other.
+Without them a region is what the vision encoder saw there, and a gaze at it means just that.
 
 What is known of a photo, the keys and values of its regions in each layer, is computed once for
 each photo: all words of its K captions ask the same ones.
@@ -125,7 +122,8 @@ class TransformerDecoder(Decoder):
         )
         self.see = nn.Linear(feature_width, hidden_width)
         self.among = nn.ModuleList(
-            _RegionLayer(hidden_width, heads, dropout) for _ in range(region_layers)
+            _RegionLayer(hidden_width, heads, feed_forward_width, dropout)
+            for _ in range(region_layers)
         )
         self.norm_seen = nn.LayerNorm(hidden_width)
         self.layers = nn.ModuleList(
@@ -314,8 +312,7 @@ class _Layer(nn.Module):
         found = _picked(found if rows is None else rows.by_row(found), words, real)
         words = words + self.dropout(self.from_seen(found))
 
-        wide = F.gelu(self.widen(self.norm_wide(words)))  # (..., feed-forward width)
-        return words + self.dropout(self.narrow(wide)), kept, weights
+        return _widened(self, words), kept, weights
 
 
 def _spread(words: Tensor, real: Real | None) -> Tensor:
@@ -329,14 +326,17 @@ def _picked(padded: Tensor, words: Tensor, real: Real | None) -> Tensor:
 
 
 class _RegionLayer(nn.Module):
-    """Attention of the regions to each other, which adds to them."""
+    """Attention of the regions to each other, feed-forward: each adds to the regions."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, feed_forward_width: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(width)
         self.of_regions = nn.Linear(width, 3 * width)  # queries, keys, values
         self.from_regions = nn.Linear(width, width)
+        self.norm_wide = nn.LayerNorm(width)
+        self.widen = nn.Linear(width, feed_forward_width)
+        self.narrow = nn.Linear(feed_forward_width, width)
         self.dropout = Dropout(dropout)
 
     def forward(self, regions: Tensor) -> Tensor:
@@ -344,8 +344,14 @@ class _RegionLayer(nn.Module):
         query, *known = by_head(self.of_regions(self.norm(regions)), 3, self.heads)
         found, _ = attend(query, Memory(*known))
         found = found.transpose(1, 2).flatten(2)
-        after: Tensor = regions + self.dropout(self.from_regions(found))
-        return after
+        return _widened(self, regions + self.dropout(self.from_regions(found)))
+
+
+def _widened(layer: _Layer | _RegionLayer, values: Tensor) -> Tensor:
+    """What the feed-forward part of a layer makes of ``(..., N)``."""
+    wide = F.gelu(layer.widen(layer.norm_wide(values)))  # (..., feed-forward width)
+    after: Tensor = values + layer.dropout(layer.narrow(wide))
+    return after
 
 
 def by_head(projected: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
