@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from regard.models.transformer import POSITIONS, Memory, TransformerDecoder, attend
+from regard.models.heads import Memory, attend
+from regard.models.transformer import POSITIONS, TransformerDecoder
 
 B, K, L, D, T, V, N, HEADS, LAYERS, F = 2, 3, 5, 9, 6, 17, 12, 3, 2, 20
 

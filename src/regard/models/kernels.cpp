@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
 #endif
@@ -410,6 +411,71 @@ void high_tile(const bfloat16* x, int64_t stride, const bfloat16* packed, const 
 
 #endif
 
+#if defined(TILES)
+
+inline int64_t up(int64_t n, int64_t block) { return (n + block - 1) / block * block; }
+
+// Rows (count, W) as the columns of a product over W, see tile; what is missing is zero.
+void as_columns(const bfloat16* x, int64_t stride, bfloat16* packed, int64_t count, int64_t W) {
+    if (count % 64) std::memset((void*)packed, 0, up(count, 64) * W * sizeof(bfloat16));
+    for (int64_t j = 0; j < count; j++) {
+        bfloat16* to = packed + j / 64 * 64 * W + j % 64 * 2;
+        for (int64_t p = 0; p < W / 2; p++) std::memcpy(to + p * 128, x + j * stride + p * 2, 4);
+    }
+}
+
+// Two rows of 32 values as 32 pairs.
+inline void as_pairs(__m512i a, __m512i b, bfloat16* to) {
+    alignas(64) static constexpr uint16_t ORDER[2][32] = {
+        {0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39,
+         8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47},
+        {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55,
+         24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63}};
+    const __m512i first = _mm512_load_si512(ORDER[0]), second = _mm512_load_si512(ORDER[1]);
+    _mm512_storeu_si512(to, _mm512_permutex2var_epi16(a, first, b));
+    _mm512_storeu_si512(to + 32, _mm512_permutex2var_epi16(a, second, b));
+}
+
+// Rows (count, W), W 32 or 64, as the rows of a product over them; what is missing is zero.
+void as_rows(const bfloat16* x, int64_t stride, bfloat16* packed, int64_t count, int64_t W) {
+    for (int64_t j = 0; j < up(count, 32); j += 2, x += 2 * stride, packed += 128) {
+        for (int64_t w = 0; w < 64; w += 32) {
+            const bool one = j < count && w < W, two = j + 1 < count && w < W;
+            const __m512i none = _mm512_setzero_si512();
+            as_pairs(one ? _mm512_loadu_si512(x + w) : none,
+                     two ? _mm512_loadu_si512(x + stride + w) : none, packed + w * 2);
+        }
+    }
+}
+
+// Turn (tall, wide), tall a multiple of 32 and wide of 32, into its first L columns (L, tall).
+void turn(const bfloat16* x, bfloat16* turned, bfloat16* room, int64_t tall, int64_t wide,
+          int64_t L) {
+    for (int64_t p = 0; p < tall; p += 2) {
+        for (int64_t j = 0; j < wide; j += 32) {
+            as_pairs(_mm512_loadu_si512(x + p * wide + j),
+                     _mm512_loadu_si512(x + (p + 1) * wide + j), room + p * wide + j * 2);
+        }
+    }
+    const __m512i order = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i places = _mm512_mullo_epi32(order, _mm512_set1_epi32(int(wide)));
+    for (int64_t j = 0; j < L; j++) {
+        for (int64_t p = 0; p < tall; p += 32) {
+            const __m512i pairs = _mm512_i32gather_epi32(places, room + p * wide + j * 2, 4);
+            _mm512_storeu_si512(turned + j * tall + p, pairs);
+        }
+    }
+}
+
+inline void put_rows(const float* x, bfloat16* to, int64_t stride, int rows, int64_t W) {
+    for (int r = 0; r < rows; r++) {
+#pragma omp simd
+        for (int64_t w = 0; w < W; w++) put(to[r * stride + w], x[r * 64 + w]);
+    }
+}
+
+#endif
+
 // out (M, width), float: x (M, 2 pairs) by packed columns, see tile, and a bias. To be called by
 // all threads of a team.
 void product(const bfloat16* x, const bfloat16* packed, const float* bias, float* out, int64_t M,
@@ -782,6 +848,120 @@ void times(const bfloat16* x, int64_t stride, const bfloat16* packed, bfloat16* 
 #pragma omp simd
                     for (int64_t j = 0; j < columns; j++) put(to[j], sums[r * 64 + j]);
                 }
+            }
+        }
+        if (now) _tile_release();
+    }
+}
+
+// --- attention of heads.py: one head of one row at a time ---------------------------------------
+
+void attend(const bfloat16* q, int64_t q_stride, const bfloat16* k, const bfloat16* v,
+            int64_t kv_stride, bfloat16* found, bfloat16* weights, int64_t rows, int64_t heads,
+            int64_t Q, int64_t L, int64_t W, int64_t causal, float scale, int threads) {
+    const int64_t wide = up(L, 64), deep = up(L, 32), N = heads * W;
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<bfloat16> keys(wide * W), values(deep * 64), p(HIGH * deep);
+        std::vector<float> s(HIGH * wide);
+        float o[HIGH * 64];
+        int now = 0;
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < rows * heads; i++) {
+            const int64_t row = i / heads, at = i % heads * W;
+            const bfloat16* query = q + row * Q * q_stride + at;
+            as_columns(k + row * L * kv_stride + at, kv_stride, keys.data(), L, W);
+            as_rows(v + row * L * kv_stride + at, kv_stride, values.data(), L, W);
+            for (int64_t m = 0; m < Q; m += HIGH) {
+                const int some = Q - m < HIGH ? int(Q - m) : HIGH;
+                if (some != now) set_up(now = some);
+                for (int64_t j = 0; j < wide; j += 64) {
+                    high_tile(query + m * q_stride, q_stride, keys.data() + j * W, nullptr,
+                              s.data() + j, some, W / 2, wide, 64);
+                }
+                for (int r = 0; r < some; r++) {
+                    const int64_t asked = causal && m + r + 1 < L ? m + r + 1 : L;
+                    float *e = s.data() + r * wide, most = -3e38f, sum = 0;
+#pragma omp simd reduction(max : most)
+                    for (int64_t j = 0; j < asked; j++) most = e[j] > most ? e[j] : most;
+#pragma omp simd reduction(+ : sum)
+                    for (int64_t j = 0; j < asked; j++) sum += e[j] = exp_(scale * (e[j] - most));
+                    const float part = 1 / sum;
+                    bfloat16 *to = p.data() + r * deep, *kept = weights + (i * Q + m + r) * L;
+#pragma omp simd
+                    for (int64_t j = 0; j < asked; j++) put(to[j], e[j] * part);
+                    for (int64_t j = asked; j < deep; j++) put(to[j], 0);
+                    std::memcpy(kept, to, L * sizeof(bfloat16));
+                }
+                high_tile(p.data(), deep, values.data(), nullptr, o, some, deep / 2, 64, 64);
+                put_rows(o, found + (row * Q + m) * N + at, N, some, W);
+            }
+        }
+        if (now) _tile_release();
+    }
+}
+
+void attend_back(const bfloat16* q, int64_t q_stride, const bfloat16* k, const bfloat16* v,
+                 int64_t kv_stride, const bfloat16* weights, const bfloat16* d_found,
+                 const bfloat16* d_weights, bfloat16* d_q, bfloat16* d_k, bfloat16* d_v,
+                 int64_t rows, int64_t heads, int64_t Q, int64_t L, int64_t W, float scale,
+                 int threads) {
+    const int64_t wide = up(L, 64), deep = up(L, 32), tall = up(Q, 32), N = heads * W;
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<bfloat16> values(wide * W), keys(deep * 64), queries(tall * 64);
+        std::vector<bfloat16> by_found(tall * 64), p(tall * deep), d_s(tall * deep);
+        std::vector<bfloat16> p_turned(L * tall), d_s_turned(L * tall), room(tall * deep);
+        std::vector<float> d_p(HIGH * wide);
+        float o[HIGH * 64];
+        int now = 0;
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < rows * heads; i++) {
+            const int64_t row = i / heads, at = i % heads * W;
+            const bfloat16* query = q + row * Q * q_stride + at;
+            const bfloat16* d_o = d_found + row * Q * N + at;
+            const int64_t known = row * L * kv_stride + at;
+            as_columns(v + known, kv_stride, values.data(), L, W);
+            as_rows(k + known, kv_stride, keys.data(), L, W);
+            as_rows(query, q_stride, queries.data(), Q, W);
+            as_rows(d_o, N, by_found.data(), Q, W);
+            for (int64_t m = 0; m < Q; m += HIGH) {
+                const int some = Q - m < HIGH ? int(Q - m) : HIGH;
+                if (some != now) set_up(now = some);
+                for (int64_t j = 0; j < wide; j += 64) {
+                    high_tile(d_o + m * N, N, values.data() + j * W, nullptr, d_p.data() + j, some,
+                              W / 2, wide, 64);
+                }
+                for (int r = 0; r < some; r++) {  // beyond the last query all stays zero
+                    const int64_t place = (i * Q + m + r) * L;
+                    bfloat16 *is = p.data() + (m + r) * deep, *to = d_s.data() + (m + r) * deep;
+                    std::memcpy(is, weights + place, L * sizeof(bfloat16));
+                    float *d = d_p.data() + r * wide, mean = 0;
+                    if (d_weights) {
+                        for (int64_t j = 0; j < L; j++) d[j] += ::wide(d_weights[place + j]);
+                    }
+#pragma omp simd reduction(+ : mean)
+                    for (int64_t j = 0; j < L; j++) mean += ::wide(is[j]) * d[j];
+#pragma omp simd
+                    for (int64_t j = 0; j < L; j++) {
+                        put(to[j], ::wide(is[j]) * (d[j] - mean) * scale);
+                    }
+                }
+                high_tile(d_s.data() + m * deep, deep, keys.data(), nullptr, o, some, deep / 2, 64,
+                          64);
+                put_rows(o, d_q + (row * Q + m) * q_stride + at, q_stride, some, W);
+            }
+            turn(p.data(), p_turned.data(), room.data(), tall, deep, L);
+            turn(d_s.data(), d_s_turned.data(), room.data(), tall, deep, L);
+            for (int64_t j = 0; j < L; j += HIGH) {
+                const int some = L - j < HIGH ? int(L - j) : HIGH;
+                if (some != now) set_up(now = some);
+                high_tile(d_s_turned.data() + j * tall, tall, queries.data(), nullptr, o, some,
+                          tall / 2, 64, 64);
+                put_rows(o, d_k + known + j * kv_stride, kv_stride, some, W);
+                high_tile(p_turned.data() + j * tall, tall, by_found.data(), nullptr, o, some,
+                          tall / 2, 64, 64);
+                put_rows(o, d_v + known + j * kv_stride, kv_stride, some, W);
             }
         }
         if (now) _tile_release();

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Self
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -30,24 +30,10 @@ from regard.models.decoder import Decoder, Parts, Read, Real, Rows, Step
 from regard.models.devices import Precision, lowered
 from regard.models.dropout import Dropout, hide_words
 from regard.models.fast import Narrow, keeps_sums, scores
+from regard.models.heads import Memory, attend, attend_joined, by_head
 
 POSITIONS = 201
 """Learned positions: ``<START>`` and the most words that a caption may be asked to have."""
-
-
-class Memory(NamedTuple):
-    """What can be attended to: keys and values, each ``(rows, heads, length, N / heads)``."""
-
-    keys: Tensor
-    values: Tensor
-
-    def rows(self, indices: Tensor) -> Memory:
-        """That of other rows."""
-        return Memory(self.keys[indices], self.values[indices])
-
-    def then(self, later: Memory) -> Memory:
-        """The earlier and the later, as one."""
-        return Memory(*(torch.cat(pair, dim=2) for pair in zip(self, later, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +135,11 @@ class TransformerDecoder(Decoder):
             places = places.expand_as(captions).flatten()[real.places]
             captions = captions.flatten()[real.places]
         words = self._enter(captions, places)  # (B, K, T, N) or (M, N)
-        words, _, attention = self._through(words, self._seen(regions), real)
+        regions = self._seen(regions)
+        for layer in self._layers():
+            words, weights = layer.read(words, layer.of_seen(regions), real)
         shape = words.shape[:-1] if real is None else real.shape
-        return Read(words, attention.view(*shape, -1))
+        return Read(self.norm(words), _gaze(weights).view(*shape, -1))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next word, ``(..., V)``, from hidden values ``(..., N)``."""
@@ -176,7 +164,10 @@ class TransformerDecoder(Decoder):
     @torch.no_grad()
     def start(self, regions: Tensor) -> TransformerState:
         """The state before the first word, one row for each photo of ``(B, L, D)``."""
-        seen = self._seen(regions)
+        regions = self._seen(regions)
+        seen = tuple(
+            Memory(*by_head(layer.of_seen(regions), 2, layer.heads)) for layer in self._layers()
+        )
         photos, heads, _, width = seen[0].keys.shape
         nothing = seen[0].keys.new_empty(photos, heads, 0, width)
         rows = Rows.in_order(photos, 1, regions.device)
@@ -188,9 +179,12 @@ class TransformerDecoder(Decoder):
         length = state.said[0].keys.shape[2]
         places = torch.full((1,), length, device=tokens.device)
         words = self._enter(tokens.view(-1, 1, 1), places)  # (R, 1, 1, N)
-        words, said, attention = self._through(words, state.seen, said=state.said, rows=state.rows)
-        after = TransformerState(said, state.rows, state.seen)
-        return Step(self.logits(words.flatten(0, 2)), state.rows.by_row(attention), after)
+        words, said = words.flatten(0, 2), []  # (R, N)
+        for layer, seen, before in zip(self._layers(), state.seen, state.said, strict=True):
+            words, now, weights = layer.step(words, seen, before, state.rows)
+            said.append(now)
+        after = TransformerState(tuple(said), state.rows, state.seen)
+        return Step(self.logits(self.norm(words)), state.rows.by_row(_gaze(weights)), after)
 
     def apart(self, state: TransformerState) -> Parts:
         """A state as plain tensors."""
@@ -216,37 +210,13 @@ class TransformerDecoder(Decoder):
         entered: Tensor = self.dropout(words)
         return entered
 
-    def _seen(self, regions: Tensor) -> tuple[Memory, ...]:
-        """What each layer asks of the photos, from regions ``(B, L, D)``."""
-        regions = self.see(regions)  # (B, L, N)
+    def _seen(self, regions: Tensor) -> Tensor:
+        """What the layers ask of the photos, ``(B, L, N)``, from regions ``(B, L, D)``."""
+        regions = self.see(regions)
         for layer in self.among:
             regions = layer(regions)
-        regions = self.dropout(self.norm_seen(regions))
-        return tuple(layer.seen(regions) for layer in self._layers())
-
-    def _through(
-        self,
-        words: Tensor,
-        seen: Sequence[Memory],
-        real: Real | None = None,
-        *,
-        said: Sequence[Memory] | None = None,
-        rows: Rows | None = None,
-    ) -> tuple[Tensor, tuple[Memory, ...], Tensor]:
-        """All layers; see :meth:`_Layer.forward`.
-
-        Returns:
-            The words, normalised; for each layer the memory of all words up to here; where each
-            word looked, ``(B, K T, L)``.
-        """
-        kept = []
-        for i, layer in enumerate(self._layers()):
-            words, now, weights = layer(
-                words, seen[i], real, None if said is None else said[i], rows
-            )
-            kept.append(now)
-        wide = torch.promote_types(weights.dtype, torch.float32)
-        return self.norm(words), tuple(kept), weights.mean(dim=1, dtype=wide)
+        shown: Tensor = self.dropout(self.norm_seen(regions))
+        return shown
 
     def _layers(self) -> Iterator[_Layer]:
         return iter(self.layers)  # type: ignore[arg-type]
@@ -270,49 +240,54 @@ class _Layer(nn.Module):
         self.narrow = nn.Linear(feed_forward_width, width)
         self.dropout = Dropout(dropout)
 
-    def seen(self, regions: Tensor) -> Memory:
-        """The memory of normalised regions ``(B, L, N)``."""
-        return Memory(*by_head(self.of_seen(regions), 2, self.heads))
-
-    def forward(
-        self,
-        words: Tensor,
-        seen: Memory,
-        real: Real | None,
-        said: Memory | None,
-        rows: Rows | None,
-    ) -> tuple[Tensor, Memory, Tensor]:
-        """One layer.
+    def read(self, words: Tensor, seen: Tensor, real: Real | None) -> tuple[Tensor, Tensor]:
+        """All words of captions.
 
         Args:
-            words: ``(B, K, T, N)``, all words of captions, or ``(M, N)``, the real ones of them; or
-                ``(R, 1, 1, N)``, one more of each.
-            seen: of the regions, B rows.
+            words: ``(B, K, T, N)``, or ``(M, N)``, those at the real places.
+            seen: :attr:`of_seen` of the regions, ``(B, L, 2 N)``.
             real: where the M words are; none if there is one in every place.
-            said: of the t words before, R rows; none for whole captions.
-            rows: which photos the R rows describe; none for whole captions.
+
+        Returns:
+            The words; the attention to the regions, ``(B, heads, K T, L)``.
+        """
+        said = _spread(self.of_said(self.norm_said(words)), real).flatten(0, 1)  # (B K, T, 3 N)
+        heard, _ = attend_joined(said, None, self.heads, causal=True)
+        words = words + self.dropout(self.from_said(_picked(heard, words, real)))
+        asked = _spread(self.query(self.norm_seen(words)), real).flatten(1, 2)  # (B, K T, N)
+        found, weights = attend_joined(asked, seen, self.heads)
+        words = words + self.dropout(self.from_seen(_picked(found, words, real)))
+        return _widened(self, words), weights
+
+    def step(
+        self, words: Tensor, seen: Memory, said: Memory, rows: Rows
+    ) -> tuple[Tensor, Memory, Tensor]:
+        """One more word of each row.
+
+        Args:
+            words: ``(R, N)``.
+            seen: of the regions, B rows.
+            said: of the t words before, R rows.
+            rows: which photos the rows describe.
 
         Returns:
             The words; the memory of all words up to here; the attention to the regions, ``(B,
-            heads, K T, L)``, T being 1 for one more word.
+            heads, K, L)``.
         """
-        projected = _spread(self.of_said(self.norm_said(words)), real).flatten(0, 1)
-        query, *now = by_head(projected, 3, self.heads)  # (B K, heads, T, N / heads)
-        kept = Memory(*now) if said is None else said.then(Memory(*now))
-        # A word alone may ask all that was said; of several, each asks those up to itself.
-        heard, _ = attend(query, kept, causal=said is None)
-        heard = _picked(heard.transpose(1, 2).flatten(2), words, real)  # (B K, T, N) before
-        words = words + self.dropout(self.from_said(heard))
-
-        query = _spread(self.query(self.norm_seen(words)), real)
-        query = query.flatten(1, 2) if rows is None else rows.by_photo(query.flatten(0, 2))
-        (asked,) = by_head(query, 1, self.heads)
+        projected = self.of_said(self.norm_said(words)).unsqueeze(1)  # (R, 1, 3 N)
+        query, *now = by_head(projected, 3, self.heads)
+        said = said.then(Memory(*now))
+        heard, _ = attend(query, said)  # (R, heads, 1, N / heads)
+        words = words + self.from_said(heard.flatten(1))
+        (asked,) = by_head(rows.by_photo(self.query(self.norm_seen(words))), 1, self.heads)
         found, weights = attend(asked, seen)
-        found = found.transpose(1, 2).flatten(2)  # (B, K T, N)
-        found = _picked(found if rows is None else rows.by_row(found), words, real)
-        words = words + self.dropout(self.from_seen(found))
+        words = words + self.from_seen(rows.by_row(found.transpose(1, 2).flatten(2)))
+        return _widened(self, words), said, weights
 
-        return _widened(self, words), kept, weights
+
+def _gaze(weights: Tensor) -> Tensor:
+    """The mean over the heads, ``(B, K T, L)``, at least float32."""
+    return weights.mean(dim=1, dtype=torch.promote_types(weights.dtype, torch.float32))
 
 
 def _spread(words: Tensor, real: Real | None) -> Tensor:
@@ -341,9 +316,7 @@ class _RegionLayer(nn.Module):
 
     def forward(self, regions: Tensor) -> Tensor:
         """``(B, L, N)`` to ``(B, L, N)``."""
-        query, *known = by_head(self.of_regions(self.norm(regions)), 3, self.heads)
-        found, _ = attend(query, Memory(*known))
-        found = found.transpose(1, 2).flatten(2)
+        found, _ = attend_joined(self.of_regions(self.norm(regions)), None, self.heads)
         return _widened(self, regions + self.dropout(self.from_regions(found)))
 
 
@@ -352,36 +325,6 @@ def _widened(layer: _Layer | _RegionLayer, values: Tensor) -> Tensor:
     wide = F.gelu(layer.widen(layer.norm_wide(values)))  # (..., feed-forward width)
     after: Tensor = values + layer.dropout(layer.narrow(wide))
     return after
-
-
-def by_head(projected: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
-    """``(rows, length, parts N)`` to ``parts`` of ``(rows, heads, length, N / heads)``, dense."""
-    rows, length, _ = projected.shape
-    apart = projected.view(rows, length, parts, heads, -1).permute(2, 0, 3, 1, 4)
-    return apart.contiguous().unbind(0)
-
-
-def attend(query: Tensor, memory: Memory, *, causal: bool = False) -> tuple[Tensor, Tensor]:
-    """Scaled dot-product attention, written out.
-
-    Its weights are wanted. Besides, on a CPU and for some dozens of words and regions, the backward
-    pass of PyTorch's fused attention is slower than that of these products.
-
-    Args:
-        query: ``(rows, heads, Q, N / heads)``.
-        memory: of length L.
-        causal: whether each query asks only as many keys as there are queries up to it.
-
-    Returns:
-        What was found, shaped as ``query``, and the weights ``(rows, heads, Q, L)``, which sum to 1
-        over L but for the rounding of their precision, that of the query.
-    """
-    scores = (query * query.shape[-1] ** -0.5) @ memory.keys.transpose(-1, -2)
-    if causal:
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-        scores = scores.masked_fill(later, -torch.inf)
-    weights = scores.softmax(dim=-1)
-    return weights @ memory.values, weights
 
 
 def _named(what: str, memories: Sequence[Memory]) -> dict[str, Tensor]:
