@@ -1,6 +1,6 @@
 """The step of :mod:`regard.models.recurrence` for NVIDIA and AMD GPUs, in Triton.
 
-The same four formulas as in ``kernels.cpp``, and the gate: each is one launch in place of up to
+The same four formulas as in ``kernels/``, and the gate: each is one launch in place of up to
 twelve, and nothing of size (B, K, L, A) is ever stored. Arithmetic and sums are float32. Each sum
 is added up by one program in one order, without atomics, so results repeat to the last bit.
 

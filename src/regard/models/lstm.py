@@ -271,7 +271,7 @@ class _Joined(nn.Module):
         )
 
     def say(self, tokens: Tensor, state: LstmState) -> Step | None:
-        """A step in one call of ``kernels.cpp``, as :meth:`LstmDecoder.step`; none without it."""
+        """A step in one compiled call, as :meth:`LstmDecoder.step`; none without it."""
         if self._say is None or state.h.dtype != torch.float32:
             return None
         of_context, output = self._after

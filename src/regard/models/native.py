@@ -1,8 +1,9 @@
-"""The functions of ``kernels.cpp``, compiled on the machine that they run on, where that can be.
+"""The functions of ``kernels/``, compiled on the machine that they run on, where that can be.
 
 They need a C++ compiler: ``c++`` or ``g++``; the variable ``REGARD_COMPILER`` names another, and
-empty means none. The first use compiles for a second or two, and the result is kept in
-``~/.cache/regard/kernels`` under a hash of what it was made of: source, command and processor.
+empty means none. The first use compiles for two or three seconds, what training needs at its own
+first use, and the result is kept in ``~/.cache/regard/kernels`` under a hash of what it was made
+of: source, command and processor.
 Without a compiler, or where anything about it fails, callers go on with the same formulas in torch:
 slower, and equal to rounding.
 """
@@ -24,7 +25,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+FOLDER = Path(__file__).with_name("kernels")
+
+SPEAKING = frozenset(
+    ("look", "gather", "cell", "log_probabilities", "leading", "lent", "multiply", "say")
+)
+"""What is in ``speaking.cpp``; all else is in ``training.cpp``."""
 
 FLAGS = (
     "-O3", "-march=native", "-mprefer-vector-width=512", "-std=c++17", "-fopenmp", "-shared",
@@ -37,7 +43,7 @@ def native(name: str, like: Tensor) -> Callable[..., None] | None:
     """A compiled function for products in the precision of ``like``, if it can be had.
 
     It takes tensors (dense unless it has a stride for them; none is a null pointer), whole numbers
-    and floats, in the order of ``kernels.cpp`` without the number of threads.
+    and floats, in the order of the source without the number of threads.
     """
     if like.device.type != "cpu" or like.dtype not in (torch.float32, torch.bfloat16):
         return None
@@ -74,12 +80,13 @@ _LOADED: list[tuple[torch.dtype, str | None]] = []
 
 @functools.cache
 def _function(name: str, dtype: torch.dtype, asked: str | None) -> Callable[..., None] | None:
-    library = _library(str(dtype).removeprefix("torch."), asked)
+    file = "speaking" if name in SPEAKING else "training"
+    library = _library(file, str(dtype).removeprefix("torch."), asked)
     function = getattr(library, name, None)
     if function is None:  # no library, or a function that needs more of the processor than it has
         return None
     function.restype = None
-    if (dtype, asked) not in _LOADED:
+    if file == "speaking" and (dtype, asked) not in _LOADED:
         _LOADED.append((dtype, asked))
 
     def call(*arguments: Tensor | int | float | None) -> None:
@@ -99,15 +106,16 @@ _KINDS: dict[type, type] = {int: ctypes.c_int64, float: ctypes.c_float}
 
 
 @functools.cache
-def _library(precision: str, asked: str | None) -> ctypes.CDLL | None:
+def _library(file: str, precision: str, asked: str | None) -> ctypes.CDLL | None:
     names = ("c++", "g++") if asked is None else (asked,)
     compiler = next(filter(None, map(shutil.which, names)), None)
     if compiler is None:
         return None
     command = [compiler, *FLAGS, f"-DPRODUCTS={precision}", f"-DIS_{precision}"]
-    source = SOURCE.read_text(encoding="utf-8")
-    made_of = hashlib.sha256("\n".join([*command, _processor(), source]).encode())
-    name = f"{precision}-{made_of.hexdigest()[:16]}.so"
+    source = FOLDER / f"{file}.cpp"
+    texts = [f.read_text(encoding="utf-8") for f in (FOLDER / "common.h", source)]
+    made_of = hashlib.sha256("\n".join([*command, _processor(), *texts]).encode())
+    name = f"{file}-{precision}-{made_of.hexdigest()[:16]}.so"
     try:
         kept = Path.home() / ".cache" / "regard" / "kernels" / name
         if kept.exists():
@@ -115,7 +123,7 @@ def _library(precision: str, asked: str | None) -> ctypes.CDLL | None:
         with tempfile.TemporaryDirectory() as folder:
             made = Path(folder, name)
             subprocess.run(
-                [*command, SOURCE, "-o", made], check=True, capture_output=True, timeout=120
+                [*command, source, "-o", made], check=True, capture_output=True, timeout=120
             )
             library = ctypes.CDLL(str(made))
             _keep(made, kept)

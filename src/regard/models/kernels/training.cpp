@@ -1,122 +1,8 @@
-// The loops that touch every (caption, region, width) or every (word, vocabulary) once.
-//
-// Each function is a formula of recurrence.py or of training/loss.py, letters as there.
-// Both have them in torch too, for where there is no compiler, and the tests hold one against the
-// other. What fuses here is what torch would write to memory and read again:
-// nothing of size (B, K, L, A) is ever stored, and nothing of size (M, V) is in float32.
-//
-// The file is compiled once for each precision of the matrix products, T: PRODUCTS is bfloat16 or
-// float32. Arithmetic and sums are float. Sums are added up in an order that does not depend on the
-// number of threads.
+// What only training needs. See common.h.
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <vector>
-#if defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
-#if defined(__AVX512BF16__) && defined(IS_bfloat16)
-#define ROUGH
-#endif
-#if defined(__AMX_BF16__) && defined(__linux__)
-#define TILES
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
+#include "common.h"
 
 namespace {
-
-using float32 = float;
-
-struct bfloat16 {
-    uint16_t bits;
-};
-
-inline float wide(float x) { return x; }
-
-inline float wide(bfloat16 x) {
-    const uint32_t bits = uint32_t(x.bits) << 16;
-    float y;
-    std::memcpy(&y, &bits, 4);
-    return y;
-}
-
-inline void put(float& to, float x) { to = x; }
-
-// Round to nearest, ties to even; what is not a number stays so.
-inline void put(bfloat16& to, float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    to.bits = uint16_t(x == x ? rounded : 0x7fc0);
-}
-
-// e^x to float's rounding: 2^n times a polynomial of the rest. n is rounded by adding 1.5 * 2^23.
-inline float exp_(float x) {
-    x = x < -87.0f ? -87.0f : x;
-    x = x > 88.0f ? 88.0f : x;
-    const float shifted = x * 1.44269504f + 12582912.0f;
-    const float n = shifted - 12582912.0f;
-    const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    const uint32_t power = uint32_t(int32_t(n) + 127) << 23;
-    float scale;
-    std::memcpy(&scale, &power, 4);
-    return p * scale;
-}
-
-inline float sigmoid(float x) { return 1.0f / (1.0f + exp_(-x)); }
-
-// tanh to float's rounding: the rational function of Eigen (MathFunctionsImpl.h, MPL 2), clamped
-// where float's tanh is 1.
-inline float tanh_(float x) {
-    float y = x < -7.90531110763549805f ? -7.90531110763549805f : x;
-    y = y > 7.90531110763549805f ? 7.90531110763549805f : y;
-    const float s = y * y;
-    float p = -2.76076847742355e-16f;
-    p = p * s + 2.00018790482477e-13f;
-    p = p * s + -8.60467152213735e-11f;
-    p = p * s + 5.12229709037114e-08f;
-    p = p * s + 1.48572235717979e-05f;
-    p = p * s + 6.37261928875436e-04f;
-    p = p * s + 4.89352455891786e-03f;
-    float q = 1.19825839466702e-06f;
-    q = q * s + 1.18534705686654e-04f;
-    q = q * s + 2.26843463243900e-03f;
-    q = q * s + 4.89352518554385e-03f;
-    return y * p / q;
-}
-
-using T = PRODUCTS;
-
-// Of scores whose greatest is known, in place.
-inline void softmax(float* e, float most, int64_t L) {
-    float sum = 0;
-    for (int64_t i = 0; i < L; i++) sum += e[i] = exp_(e[i] - most);
-    for (int64_t i = 0; i < L; i++) e[i] /= sum;
-}
-
-// Softmax over the regions of score . tanh(key + query): alpha (L), for one row.
-template <typename V>
-inline void look_one(const V* key, const V* query, const float* score, float* out, int64_t L,
-                     int64_t A) {
-    float most = -3e38f;
-    for (int64_t i = 0; i < L; i++, key += A) {
-        float e = 0;
-#pragma omp simd reduction(+ : e)
-        for (int64_t a = 0; a < A; a++) e += score[a] * tanh_(wide(key[a]) + wide(query[a]));
-        out[i] = e;
-        most = e > most ? e : most;
-    }
-    softmax(out, most, L);
-}
 
 // The way back of one row's scores, without the factor v: see look_back.
 template <typename V>
@@ -131,53 +17,6 @@ inline void look_back_one(const V* key, const V* query, const float* d_e, float*
             d_q[a] += slope;
             d_key[a] += slope;
             d_v[a] += d * r;
-        }
-    }
-}
-
-constexpr int64_t SOME = 5;    // captions of a photo at a time
-constexpr int64_t PART = 128;  // channels whose sums stay in registers
-
-// Some channels of the weighted sum of one row's regions (L, D).
-template <typename V>
-inline void gather_part(const float* alpha, const V* region, float* sum, int64_t width, int64_t L,
-                        int64_t D) {
-    for (int64_t d = 0; d < width; d++) sum[d] = 0;
-    for (int64_t i = 0; i < L; i++, region += D) {
-        const float a = alpha[i];
-#pragma omp simd
-        for (int64_t d = 0; d < width; d++) sum[d] += a * wide(region[d]);
-    }
-}
-
-// The whole of it for ROWS rows of one photo, rounded to z (ROWS, D): what is read of a region is
-// used for all of them. A row's sums are the same whatever stands beside it.
-template <int ROWS>
-inline void gather_rows(const float* alpha, const T* regions, T* z, int64_t L, int64_t D) {
-    constexpr int64_t SPAN = ROWS > 1 ? 64 : PART;
-    for (int64_t from = 0; from < D; from += SPAN) {
-        const int64_t width = D - from < SPAN ? D - from : SPAN;
-        float sum[ROWS][SPAN];
-        if (width == SPAN) {
-            for (int r = 0; r < ROWS; r++) {
-                for (int64_t d = 0; d < SPAN; d++) sum[r][d] = 0;
-            }
-            const T* region = regions + from;
-            for (int64_t i = 0; i < L; i++, region += D) {
-#pragma GCC unroll 5
-                for (int r = 0; r < ROWS; r++) {
-                    const float a = alpha[r * L + i];
-#pragma omp simd
-                    for (int64_t d = 0; d < SPAN; d++) sum[r][d] += a * wide(region[d]);
-                }
-            }
-        } else {
-            for (int r = 0; r < ROWS; r++) {
-                gather_part(alpha + r * L, regions + from, sum[r], width, L, D);
-            }
-        }
-        for (int r = 0; r < ROWS; r++) {
-            for (int64_t d = 0; d < width; d++) put(z[r * D + from + d], sum[r][d]);
         }
     }
 }
@@ -212,79 +51,7 @@ inline void compare(const T* rows, const T* region, T* out, int64_t L, int64_t D
     }
 }
 
-template <typename V>
-inline void cell_one(const V* p, const V* z, const V* x, const float* c, float* g, float* after,
-                     V* h, int64_t N) {
-#pragma omp simd
-    for (int64_t j = 0; j < 3 * N; j++) g[j] = sigmoid(wide(p[j]) + wide(z[j]) + wide(x[j]));
-#pragma omp simd
-    for (int64_t j = 3 * N; j < 4 * N; j++) g[j] = tanh_(wide(p[j]) + wide(z[j]) + wide(x[j]));
-#pragma omp simd
-    for (int64_t j = 0; j < N; j++) {
-        const float now = g[N + j] * c[j] + g[j] * g[3 * N + j];
-        after[j] = now;
-        put(h[j], g[2 * N + j] * tanh_(now));
-    }
-}
-
 #if defined(__AVX512BF16__)
-
-// The same for ROWS rows of one photo whose keys and queries are bf16, with a tanh that is as far
-// from tanh as 1.5e-4: less than a tenth of what rounding its argument to bf16 can move it.
-
-inline __m512 wide16(const bfloat16* x, __mmask16 mask) {
-    const __m256i bits = _mm256_maskz_loadu_epi16(mask, x);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
-
-// A rational function, fitted on (-5, 5) to a largest error of 4.3e-5, and a quotient of 14 bits.
-// What is not a number stays so.
-inline __m512 tanh16(__m512 x) {
-    x = _mm512_min_ps(_mm512_set1_ps(5.0f), _mm512_max_ps(_mm512_set1_ps(-5.0f), x));
-    const __m512 s = _mm512_mul_ps(x, x);
-    __m512 p = _mm512_set1_ps(6.549568411949376e-04f);
-    p = _mm512_fmadd_ps(p, s, _mm512_set1_ps(0.10172358483918637f));
-    p = _mm512_fmadd_ps(p, s, _mm512_set1_ps(0.9998101651335595f));
-    __m512 q = _mm512_set1_ps(1.2639313264533304e-02f);
-    q = _mm512_fmadd_ps(q, s, _mm512_set1_ps(0.4345045705679071f));
-    q = _mm512_fmadd_ps(q, s, _mm512_set1_ps(1.0f));
-    return _mm512_mul_ps(_mm512_mul_ps(x, p), _mm512_rcp14_ps(q));
-}
-
-inline __mmask16 lanes(int64_t left) { return left < 16 ? (__mmask16(1) << left) - 1 : 0xffff; }
-
-template <int ROWS>
-void look_rows(const bfloat16* key, const bfloat16* queries, int64_t stride, const float* score,
-               float* alpha, int64_t L, int64_t A) {
-    const int64_t room = (A + 15) / 16 * 16;
-    float query[ROWS * room];
-    for (int r = 0; r < ROWS; r++) {
-        for (int64_t a = 0; a < A; a++) query[r * room + a] = wide(queries[r * stride + a]);
-        for (int64_t a = A; a < room; a++) query[r * room + a] = 0;
-    }
-    float most[ROWS];
-    for (int r = 0; r < ROWS; r++) most[r] = -3e38f;
-    for (int64_t i = 0; i < L; i++, key += A) {
-        __m512 sum[ROWS];
-#pragma GCC unroll 5
-        for (int r = 0; r < ROWS; r++) sum[r] = _mm512_setzero_ps();
-        for (int64_t a = 0; a < A; a += 16) {
-            const __mmask16 mask = lanes(A - a);
-            const __m512 k = wide16(key + a, mask), v = _mm512_maskz_loadu_ps(mask, score + a);
-#pragma GCC unroll 5
-            for (int r = 0; r < ROWS; r++) {
-                const __m512 x = _mm512_add_ps(k, _mm512_loadu_ps(query + r * room + a));
-                sum[r] = _mm512_fmadd_ps(v, tanh16(x), sum[r]);
-            }
-        }
-#pragma GCC unroll 5
-        for (int r = 0; r < ROWS; r++) {
-            const float e = alpha[r * L + i] = _mm512_reduce_add_ps(sum[r]);
-            most[r] = e > most[r] ? e : most[r];
-        }
-    }
-    for (int r = 0; r < ROWS; r++) softmax(alpha + r * L, most[r], L);
-}
 
 // Its way back, without the factor v: see look_back. d_q (ROWS, A) and d_e (ROWS, L) are float.
 template <int ROWS>
@@ -313,107 +80,9 @@ void look_back_rows(const bfloat16* key, const bfloat16* queries, int64_t stride
     }
 }
 
-// A tile of a product: ROWS rows of x with 64 columns of y, which are packed by pairs: for each
-// pair of the N values, the pair of each column. A row's sums are added up in the order of N
-// whatever stands beside it.
-template <int ROWS>
-void tile(const bfloat16* x, const bfloat16* packed, const float* bias, float* out, int64_t pairs,
-          int64_t width, int64_t columns) {
-    constexpr int LANES = 16, VECTORS = 4;
-    __m512 sum[ROWS][VECTORS];
-#pragma GCC unroll 6
-    for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; v++) sum[r][v] = _mm512_setzero_ps();
-    for (int64_t p = 0; p < pairs; p++) {
-        __m512bh y[VECTORS];
-#pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; v++) {
-            y[v] = (__m512bh)_mm512_loadu_si512(packed + (p * VECTORS + v) * 2 * LANES);
-        }
-#pragma GCC unroll 6
-        for (int r = 0; r < ROWS; r++) {
-            int32_t pair;
-            std::memcpy(&pair, x + (r * pairs + p) * 2, 4);
-            const auto both = (__m512bh)_mm512_set1_epi32(pair);
-#pragma GCC unroll 4
-            for (int v = 0; v < VECTORS; v++) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], both, y[v]);
-        }
-    }
-#pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; v++) {
-        const int64_t left = columns - v * LANES;
-        if (left <= 0) return;
-        const __mmask16 mask = left < LANES ? (__mmask16(1) << left) - 1 : 0xffff;
-        const __m512 b = bias ? _mm512_maskz_loadu_ps(mask, bias + v * LANES) : _mm512_setzero_ps();
-#pragma GCC unroll 6
-        for (int r = 0; r < ROWS; r++) {
-            _mm512_mask_storeu_ps(out + r * width + v * LANES, mask, _mm512_add_ps(sum[r][v], b));
-        }
-    }
-}
-
-#if defined(TILES)
-
-// The same tile of up to 16 rows by the processor's matrix unit (AMX), which takes 16 pairs at a
-// time. A row's sums do not depend on the rows beside it here either.
-constexpr int HIGH = 16, DEEP = 16;
-
-// Linux lends the unit to a process that asks.
-bool matrix_unit() {
-    constexpr long ASK = 0x1023, TILE_DATA = 18;  // arch/x86/include/uapi/asm/prctl.h
-    static const bool lent = syscall(SYS_arch_prctl, ASK, TILE_DATA) == 0;
-    return lent;
-}
-
-void set_up(int rows) {
-    struct alignas(64) {
-        uint8_t palette = 1, start = 0, reserved[14] = {};
-        uint16_t bytes[16] = {};
-        uint8_t rows[16] = {};
-    } shape;
-    for (int i = 0; i < 6; i++) {  // 0 to 3: sums, 4: rows of x, 5: columns of y
-        shape.bytes[i] = 64;
-        shape.rows[i] = i < 5 ? uint8_t(rows) : DEEP;
-    }
-    _tile_loadconfig(&shape);
-}
-
-void high_tile(const bfloat16* x, int64_t stride, const bfloat16* packed, const float* bias,
-               float* out, int rows, int64_t pairs, int64_t width, int64_t columns) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (int64_t p = 0; p < pairs; p += DEEP) {
-        const bfloat16* y = packed + p * 128;
-        _tile_loadd(4, x + p * 2, stride * 2);
-        _tile_loadd(5, y, 256);
-        _tile_dpbf16ps(0, 4, 5);
-        _tile_loadd(5, y + 32, 256);
-        _tile_dpbf16ps(1, 4, 5);
-        _tile_loadd(5, y + 64, 256);
-        _tile_dpbf16ps(2, 4, 5);
-        _tile_loadd(5, y + 96, 256);
-        _tile_dpbf16ps(3, 4, 5);
-    }
-    alignas(64) float sums[HIGH][64];
-    _tile_stored(0, sums[0], 256);
-    _tile_stored(1, sums[0] + 16, 256);
-    _tile_stored(2, sums[0] + 32, 256);
-    _tile_stored(3, sums[0] + 48, 256);
-    columns = columns < 64 ? columns : 64;
-    for (int r = 0; r < rows; r++) {
-#pragma omp simd
-        for (int64_t j = 0; j < columns; j++) out[r * width + j] = sums[r][j] + (bias ? bias[j] : 0);
-    }
-}
-
 #endif
 
 #if defined(TILES)
-
-inline int64_t up(int64_t n, int64_t block) { return (n + block - 1) / block * block; }
 
 // Rows (count, W) as the columns of a product over W, see tile; what is missing is zero.
 void as_columns(const bfloat16* x, int64_t stride, bfloat16* packed, int64_t count, int64_t W) {
@@ -476,97 +145,9 @@ inline void put_rows(const float* x, bfloat16* to, int64_t stride, int rows, int
 
 #endif
 
-// out (M, width), float: x (M, 2 pairs) by packed columns, see tile, and a bias. To be called by
-// all threads of a team.
-void product(const bfloat16* x, const bfloat16* packed, const float* bias, float* out, int64_t M,
-             int64_t pairs, int64_t width) {
-#if defined(TILES)
-    if (pairs % DEEP == 0 && matrix_unit()) {
-        int now = 0;
-#pragma omp for schedule(static)
-        for (int64_t column = 0; column < width; column += 64) {
-            for (int64_t m = 0; m < M; m += HIGH) {
-                const int rows = M - m < HIGH ? int(M - m) : HIGH;
-                if (rows != now) set_up(now = rows);
-                high_tile(x + m * pairs * 2, pairs * 2, packed + column * pairs * 2,
-                          bias ? bias + column : nullptr, out + m * width + column, rows, pairs,
-                          width, width - column);
-            }
-        }
-        if (now) _tile_release();
-        return;
-    }
-#endif
-#pragma omp for schedule(static)
-    for (int64_t column = 0; column < width; column += 64) {
-        const bfloat16* y = packed + column * pairs * 2;
-        const float* b = bias ? bias + column : nullptr;
-        const int64_t columns = width - column;
-        int64_t m = 0;
-        for (; m + 6 <= M; m += 6) {
-            tile<6>(x + m * pairs * 2, y, b, out + m * width + column, pairs, width, columns);
-        }
-        const bfloat16* rest = x + m * pairs * 2;
-        float* to = out + m * width + column;
-        switch (M - m) {
-            case 5: tile<5>(rest, y, b, to, pairs, width, columns); break;
-            case 4: tile<4>(rest, y, b, to, pairs, width, columns); break;
-            case 3: tile<3>(rest, y, b, to, pairs, width, columns); break;
-            case 2: tile<2>(rest, y, b, to, pairs, width, columns); break;
-            case 1: tile<1>(rest, y, b, to, pairs, width, columns); break;
-        }
-    }
-}
-
-// Rows of floats to bf16.
-void narrow(const float* x, bfloat16* out, int64_t count) {
-#pragma omp for schedule(static)
-    for (int64_t block = 0; block < count; block += 512) {
-        const int64_t end = block + 512 < count ? block + 512 : count;
-#pragma omp simd
-        for (int64_t i = block; i < end; i++) put(out[i], x[i]);
-    }
-}
-
-#endif
-
 }  // namespace
 
 extern "C" {
-
-void look(const T* keys, const T* queries, int64_t stride, const float* score, float* alpha,
-          int64_t B, int64_t K, int64_t L, int64_t A, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t b = 0; b < B; b++) {
-        const T* key = keys + b * L * A;
-        int64_t row = b * K;
-        const int64_t end = row + K;
-#if defined(ROUGH)
-        for (; row + 5 <= end; row += 5) {
-            look_rows<5>(key, queries + row * stride, stride, score, alpha + row * L, L, A);
-        }
-        for (; row < end; row++) {
-            look_rows<1>(key, queries + row * stride, stride, score, alpha + row * L, L, A);
-        }
-#endif
-        for (; row < end; row++) {
-            look_one(key, queries + row * stride, score, alpha + row * L, L, A);
-        }
-    }
-}
-
-void gather(const float* alpha, const T* regions, T* z, int64_t B, int64_t K, int64_t L, int64_t D,
-            int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (B > 1)
-    for (int64_t b = 0; b < B; b++) {
-        const T* region = regions + b * L * D;
-        int64_t row = b * K;
-        const int64_t end = row + K;
-        for (; row + 5 <= end; row += 5) gather_rows<5>(alpha + row * L, region, z + row * D, L, D);
-        for (; row + 3 <= end; row += 3) gather_rows<3>(alpha + row * L, region, z + row * D, L, D);
-        for (; row < end; row++) gather_rows<1>(alpha + row * L, region, z + row * D, L, D);
-    }
-}
 
 // The gradient by the weights alpha, (B, K, L), of that by z, (B, K, D).
 void gather_back(const T* d_z, const T* regions, T* d_alpha, int64_t B, int64_t K, int64_t L,
@@ -623,15 +204,6 @@ void look_back(const T* keys, const T* queries, int64_t stride, const float* sco
                 for (int64_t a = 0; a < A; a++) put(to[a], score[a] * d_q[r * A + a]);
             }
         }
-    }
-}
-
-void cell(const T* past, int64_t stride, const T* context, const T* words, const float* before,
-          float* gates, float* after, T* h, int64_t R, int64_t N, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t row = 0; row < R; row++) {
-        cell_one(past + row * stride, context + row * 4 * N, words + row * 4 * N, before + row * N,
-                 gates + row * 4 * N, after + row * N, h + row * N, N);
     }
 }
 
@@ -730,60 +302,6 @@ void drop(const T* x, T* out, int64_t seed, int64_t count, int64_t dropped, floa
     }
 }
 
-// Log-probabilities (R, V) of logits; the words of a list are left out of the distribution.
-void log_probabilities(const float* logits, const int64_t* left_out, float* scores, int64_t R,
-                       int64_t V, int64_t count, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (R * V > 65536)
-    for (int64_t r = 0; r < R; r++) {
-        float* row = scores + r * V;
-        std::memcpy(row, logits + r * V, V * sizeof(float));
-        for (int64_t i = 0; i < count; i++) row[left_out[i]] = -INFINITY;
-        float most = -3e38f, sum = 0;
-#pragma omp simd reduction(max : most)
-        for (int64_t j = 0; j < V; j++) most = row[j] > most ? row[j] : most;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t j = 0; j < V; j++) sum += exp_(row[j] - most);
-        const float normaliser = most + std::log(sum);
-#pragma omp simd
-        for (int64_t j = 0; j < V; j++) row[j] -= normaliser;
-    }
-}
-
-// The k greatest scores of each row (R, V), greatest first, of equal ones the first first.
-void leading(const float* scores, float* values, int64_t* ids, int64_t R, int64_t V, int64_t k,
-             int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (R * V > 65536)
-    for (int64_t r = 0; r < R; r++) {
-        const float* row = scores + r * V;
-        float* value = values + r * k;
-        int64_t* id = ids + r * k;
-        int64_t kept = 0;
-        for (int64_t from = 0; from < V; from += 64) {
-            const int64_t end = from + 64 < V ? from + 64 : V;
-            float most = -INFINITY;
-#pragma omp simd reduction(max : most)
-            for (int64_t j = from; j < end; j++) most = row[j] > most ? row[j] : most;
-            if (kept == k && !(most > value[k - 1])) continue;
-            for (int64_t j = from; j < end; j++) {
-                int64_t at = kept;
-                if (kept < k) {
-                    kept++;
-                } else if (row[j] > value[k - 1]) {
-                    at = k - 1;
-                } else {
-                    continue;
-                }
-                for (; at > 0 && row[j] > value[at - 1]; at--) {
-                    value[at] = value[at - 1];
-                    id[at] = id[at - 1];
-                }
-                value[at] = row[j];
-                id[at] = j;
-            }
-        }
-    }
-}
-
 #if defined(__AVX512BF16__)
 
 // From float16, as the feature cache has it.
@@ -797,9 +315,6 @@ void from_half(const uint16_t* x, bfloat16* out, int64_t count, int threads) {
 }
 
 #if defined(TILES)
-
-// Whether the processor's matrix unit may be used.
-void lent(int64_t* answer, int) { *answer = matrix_unit(); }
 
 // The columns of a product, see tile, from a matrix (width, 2 pairs) of which each row is one.
 void pack(const bfloat16* rows, bfloat16* packed, int64_t pairs, int64_t width, int threads) {
@@ -969,60 +484,6 @@ void attend_back(const bfloat16* q, int64_t q_stride, const bfloat16* k, const b
 }
 
 #endif
-
-// See product.
-void multiply(const bfloat16* x, const bfloat16* packed, const float* bias, float* out, int64_t M,
-              int64_t pairs, int64_t width, int threads) {
-#pragma omp parallel num_threads(threads)
-    product(x, packed, bias, out, M, pairs, width);
-}
-
-// One word of the LSTM for R rows, each of a photo of its own or another's: what step() of lstm.py
-// is, in one team of threads. past is the gates, the query and, where there is a gate, its
-// argument; P values a row. N, A and D are even.
-void say(const float* h, const float* c, const int64_t* tokens, const int64_t* photo,
-         const bfloat16* keys, const float* regions, const float* score, const bfloat16* of_past,
-         const float* past_bias, const bfloat16* of_context, const float* words,
-         const bfloat16* of_score, const float* score_bias, float* after_h, float* after_c,
-         float* alpha, float* logits, float* room, int64_t R, int64_t L, int64_t D, int64_t A,
-         int64_t N, int64_t P, int64_t V, int threads) {
-    float *past = room, *context = past + R * P, *gates = context + R * 4 * N;
-    auto* small = reinterpret_cast<bfloat16*>(gates + R * 4 * N);  // R * max(N, D)
-    const bool gated = P > 4 * N + A;
-#pragma omp parallel num_threads(threads)
-    {
-        narrow(h, small, R * N);
-        product(small, of_past, past_bias, past, R, N / 2, P);
-#pragma omp for schedule(static)
-        for (int64_t r = 0; r < R; r++) {
-            bfloat16 query[A];
-            for (int64_t a = 0; a < A; a++) put(query[a], past[r * P + 4 * N + a]);
-            look_rows<1>(keys + photo[r] * L * A, query, A, score, alpha + r * L, L, A);
-        }
-#pragma omp for schedule(static) collapse(2)
-        for (int64_t r = 0; r < R; r++) {
-            for (int64_t from = 0; from < D; from += PART) {
-                const int64_t width = D - from < PART ? D - from : PART;
-                float sum[PART];
-                gather_part(alpha + r * L, regions + photo[r] * L * D + from, sum, width, L, D);
-                const float* opening = past + r * P + 4 * N + A + from;
-                if (gated) {
-#pragma omp simd
-                    for (int64_t d = 0; d < width; d++) sum[d] *= sigmoid(opening[d]);
-                }
-                for (int64_t d = 0; d < width; d++) put(small[r * D + from + d], sum[d]);
-            }
-        }
-        product(small, of_context, nullptr, context, R, D / 2, 4 * N);
-#pragma omp for schedule(static)
-        for (int64_t r = 0; r < R; r++) {
-            cell_one(past + r * P, context + r * 4 * N, words + tokens[r] * 4 * N, c + r * N,
-                     gates + r * 4 * N, after_c + r * N, after_h + r * N, N);
-        }
-        narrow(after_h, small, R * N);
-        product(small, of_score, score_bias, logits, R, N / 2, V);
-    }
-}
 
 #endif
 

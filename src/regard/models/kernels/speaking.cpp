@@ -1,0 +1,379 @@
+// What a captioner needs to speak, and training too. See common.h.
+
+#include "common.h"
+
+namespace {
+
+// Softmax over the regions of score . tanh(key + query): alpha (L), for one row.
+template <typename V>
+inline void look_one(const V* key, const V* query, const float* score, float* out, int64_t L,
+                     int64_t A) {
+    float most = -3e38f;
+    for (int64_t i = 0; i < L; i++, key += A) {
+        float e = 0;
+#pragma omp simd reduction(+ : e)
+        for (int64_t a = 0; a < A; a++) e += score[a] * tanh_(wide(key[a]) + wide(query[a]));
+        out[i] = e;
+        most = e > most ? e : most;
+    }
+    softmax(out, most, L);
+}
+
+constexpr int64_t PART = 128;  // channels whose sums stay in registers
+
+// Some channels of the weighted sum of one row's regions (L, D).
+template <typename V>
+inline void gather_part(const float* alpha, const V* region, float* sum, int64_t width, int64_t L,
+                        int64_t D) {
+    for (int64_t d = 0; d < width; d++) sum[d] = 0;
+    for (int64_t i = 0; i < L; i++, region += D) {
+        const float a = alpha[i];
+#pragma omp simd
+        for (int64_t d = 0; d < width; d++) sum[d] += a * wide(region[d]);
+    }
+}
+
+// The whole of it for ROWS rows of one photo, rounded to z (ROWS, D): what is read of a region is
+// used for all of them. A row's sums are the same whatever stands beside it.
+template <int ROWS>
+inline void gather_rows(const float* alpha, const T* regions, T* z, int64_t L, int64_t D) {
+    constexpr int64_t SPAN = ROWS > 1 ? 64 : PART;
+    for (int64_t from = 0; from < D; from += SPAN) {
+        const int64_t width = D - from < SPAN ? D - from : SPAN;
+        float sum[ROWS][SPAN];
+        if (width == SPAN) {
+            for (int r = 0; r < ROWS; r++) {
+                for (int64_t d = 0; d < SPAN; d++) sum[r][d] = 0;
+            }
+            const T* region = regions + from;
+            for (int64_t i = 0; i < L; i++, region += D) {
+#pragma GCC unroll 5
+                for (int r = 0; r < ROWS; r++) {
+                    const float a = alpha[r * L + i];
+#pragma omp simd
+                    for (int64_t d = 0; d < SPAN; d++) sum[r][d] += a * wide(region[d]);
+                }
+            }
+        } else {
+            for (int r = 0; r < ROWS; r++) {
+                gather_part(alpha + r * L, regions + from, sum[r], width, L, D);
+            }
+        }
+        for (int r = 0; r < ROWS; r++) {
+            for (int64_t d = 0; d < width; d++) put(z[r * D + from + d], sum[r][d]);
+        }
+    }
+}
+
+template <typename V>
+inline void cell_one(const V* p, const V* z, const V* x, const float* c, float* g, float* after,
+                     V* h, int64_t N) {
+#pragma omp simd
+    for (int64_t j = 0; j < 3 * N; j++) g[j] = sigmoid(wide(p[j]) + wide(z[j]) + wide(x[j]));
+#pragma omp simd
+    for (int64_t j = 3 * N; j < 4 * N; j++) g[j] = tanh_(wide(p[j]) + wide(z[j]) + wide(x[j]));
+#pragma omp simd
+    for (int64_t j = 0; j < N; j++) {
+        const float now = g[N + j] * c[j] + g[j] * g[3 * N + j];
+        after[j] = now;
+        put(h[j], g[2 * N + j] * tanh_(now));
+    }
+}
+
+#if defined(__AVX512BF16__)
+
+// look_one for ROWS rows of one photo whose keys and queries are bf16, with the quicker tanh.
+template <int ROWS>
+void look_rows(const bfloat16* key, const bfloat16* queries, int64_t stride, const float* score,
+               float* alpha, int64_t L, int64_t A) {
+    const int64_t room = (A + 15) / 16 * 16;
+    float query[ROWS * room];
+    for (int r = 0; r < ROWS; r++) {
+        for (int64_t a = 0; a < A; a++) query[r * room + a] = wide(queries[r * stride + a]);
+        for (int64_t a = A; a < room; a++) query[r * room + a] = 0;
+    }
+    float most[ROWS];
+    for (int r = 0; r < ROWS; r++) most[r] = -3e38f;
+    for (int64_t i = 0; i < L; i++, key += A) {
+        __m512 sum[ROWS];
+#pragma GCC unroll 5
+        for (int r = 0; r < ROWS; r++) sum[r] = _mm512_setzero_ps();
+        for (int64_t a = 0; a < A; a += 16) {
+            const __mmask16 mask = lanes(A - a);
+            const __m512 k = wide16(key + a, mask), v = _mm512_maskz_loadu_ps(mask, score + a);
+#pragma GCC unroll 5
+            for (int r = 0; r < ROWS; r++) {
+                const __m512 x = _mm512_add_ps(k, _mm512_loadu_ps(query + r * room + a));
+                sum[r] = _mm512_fmadd_ps(v, tanh16(x), sum[r]);
+            }
+        }
+#pragma GCC unroll 5
+        for (int r = 0; r < ROWS; r++) {
+            const float e = alpha[r * L + i] = _mm512_reduce_add_ps(sum[r]);
+            most[r] = e > most[r] ? e : most[r];
+        }
+    }
+    for (int r = 0; r < ROWS; r++) softmax(alpha + r * L, most[r], L);
+}
+
+// A tile of a product: ROWS rows of x with 64 columns of y, which are packed by pairs: for each
+// pair of the N values, the pair of each column. A row's sums are added up in the order of N
+// whatever stands beside it.
+template <int ROWS>
+void tile(const bfloat16* x, const bfloat16* packed, const float* bias, float* out, int64_t pairs,
+          int64_t width, int64_t columns) {
+    constexpr int LANES = 16, VECTORS = 4;
+    __m512 sum[ROWS][VECTORS];
+#pragma GCC unroll 6
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) sum[r][v] = _mm512_setzero_ps();
+    for (int64_t p = 0; p < pairs; p++) {
+        __m512bh y[VECTORS];
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) {
+            y[v] = (__m512bh)_mm512_loadu_si512(packed + (p * VECTORS + v) * 2 * LANES);
+        }
+#pragma GCC unroll 6
+        for (int r = 0; r < ROWS; r++) {
+            int32_t pair;
+            std::memcpy(&pair, x + (r * pairs + p) * 2, 4);
+            const auto both = (__m512bh)_mm512_set1_epi32(pair);
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; v++) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], both, y[v]);
+        }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; v++) {
+        const int64_t left = columns - v * LANES;
+        if (left <= 0) return;
+        const __mmask16 mask = left < LANES ? (__mmask16(1) << left) - 1 : 0xffff;
+        const __m512 b = bias ? _mm512_maskz_loadu_ps(mask, bias + v * LANES) : _mm512_setzero_ps();
+#pragma GCC unroll 6
+        for (int r = 0; r < ROWS; r++) {
+            _mm512_mask_storeu_ps(out + r * width + v * LANES, mask, _mm512_add_ps(sum[r][v], b));
+        }
+    }
+}
+
+// out (M, width), float: x (M, 2 pairs) by packed columns, see tile, and a bias. To be called by
+// all threads of a team.
+void product(const bfloat16* x, const bfloat16* packed, const float* bias, float* out, int64_t M,
+             int64_t pairs, int64_t width) {
+#if defined(TILES)
+    if (pairs % DEEP == 0 && matrix_unit()) {
+        int now = 0;
+#pragma omp for schedule(static)
+        for (int64_t column = 0; column < width; column += 64) {
+            for (int64_t m = 0; m < M; m += HIGH) {
+                const int rows = M - m < HIGH ? int(M - m) : HIGH;
+                if (rows != now) set_up(now = rows);
+                high_tile(x + m * pairs * 2, pairs * 2, packed + column * pairs * 2,
+                          bias ? bias + column : nullptr, out + m * width + column, rows, pairs,
+                          width, width - column);
+            }
+        }
+        if (now) _tile_release();
+        return;
+    }
+#endif
+#pragma omp for schedule(static)
+    for (int64_t column = 0; column < width; column += 64) {
+        const bfloat16* y = packed + column * pairs * 2;
+        const float* b = bias ? bias + column : nullptr;
+        const int64_t columns = width - column;
+        int64_t m = 0;
+        for (; m + 6 <= M; m += 6) {
+            tile<6>(x + m * pairs * 2, y, b, out + m * width + column, pairs, width, columns);
+        }
+        const bfloat16* rest = x + m * pairs * 2;
+        float* to = out + m * width + column;
+        switch (M - m) {
+            case 5: tile<5>(rest, y, b, to, pairs, width, columns); break;
+            case 4: tile<4>(rest, y, b, to, pairs, width, columns); break;
+            case 3: tile<3>(rest, y, b, to, pairs, width, columns); break;
+            case 2: tile<2>(rest, y, b, to, pairs, width, columns); break;
+            case 1: tile<1>(rest, y, b, to, pairs, width, columns); break;
+        }
+    }
+}
+
+// Rows of floats to bf16.
+void narrow(const float* x, bfloat16* out, int64_t count) {
+#pragma omp for schedule(static)
+    for (int64_t block = 0; block < count; block += 512) {
+        const int64_t end = block + 512 < count ? block + 512 : count;
+#pragma omp simd
+        for (int64_t i = block; i < end; i++) put(out[i], x[i]);
+    }
+}
+
+#endif
+
+}  // namespace
+
+extern "C" {
+
+void look(const T* keys, const T* queries, int64_t stride, const float* score, float* alpha,
+          int64_t B, int64_t K, int64_t L, int64_t A, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t b = 0; b < B; b++) {
+        const T* key = keys + b * L * A;
+        int64_t row = b * K;
+        const int64_t end = row + K;
+#if defined(ROUGH)
+        for (; row + 5 <= end; row += 5) {
+            look_rows<5>(key, queries + row * stride, stride, score, alpha + row * L, L, A);
+        }
+        for (; row < end; row++) {
+            look_rows<1>(key, queries + row * stride, stride, score, alpha + row * L, L, A);
+        }
+#endif
+        for (; row < end; row++) {
+            look_one(key, queries + row * stride, score, alpha + row * L, L, A);
+        }
+    }
+}
+
+void gather(const float* alpha, const T* regions, T* z, int64_t B, int64_t K, int64_t L, int64_t D,
+            int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (B > 1)
+    for (int64_t b = 0; b < B; b++) {
+        const T* region = regions + b * L * D;
+        int64_t row = b * K;
+        const int64_t end = row + K;
+        for (; row + 5 <= end; row += 5) gather_rows<5>(alpha + row * L, region, z + row * D, L, D);
+        for (; row + 3 <= end; row += 3) gather_rows<3>(alpha + row * L, region, z + row * D, L, D);
+        for (; row < end; row++) gather_rows<1>(alpha + row * L, region, z + row * D, L, D);
+    }
+}
+
+void cell(const T* past, int64_t stride, const T* context, const T* words, const float* before,
+          float* gates, float* after, T* h, int64_t R, int64_t N, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < R; row++) {
+        cell_one(past + row * stride, context + row * 4 * N, words + row * 4 * N, before + row * N,
+                 gates + row * 4 * N, after + row * N, h + row * N, N);
+    }
+}
+
+// Log-probabilities (R, V) of logits; the words of a list are left out of the distribution.
+void log_probabilities(const float* logits, const int64_t* left_out, float* scores, int64_t R,
+                       int64_t V, int64_t count, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (R * V > 65536)
+    for (int64_t r = 0; r < R; r++) {
+        float* row = scores + r * V;
+        std::memcpy(row, logits + r * V, V * sizeof(float));
+        for (int64_t i = 0; i < count; i++) row[left_out[i]] = -INFINITY;
+        float most = -3e38f, sum = 0;
+#pragma omp simd reduction(max : most)
+        for (int64_t j = 0; j < V; j++) most = row[j] > most ? row[j] : most;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = 0; j < V; j++) sum += exp_(row[j] - most);
+        const float normaliser = most + std::log(sum);
+#pragma omp simd
+        for (int64_t j = 0; j < V; j++) row[j] -= normaliser;
+    }
+}
+
+// The k greatest scores of each row (R, V), greatest first, of equal ones the first first.
+void leading(const float* scores, float* values, int64_t* ids, int64_t R, int64_t V, int64_t k,
+             int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (R * V > 65536)
+    for (int64_t r = 0; r < R; r++) {
+        const float* row = scores + r * V;
+        float* value = values + r * k;
+        int64_t* id = ids + r * k;
+        int64_t kept = 0;
+        for (int64_t from = 0; from < V; from += 64) {
+            const int64_t end = from + 64 < V ? from + 64 : V;
+            float most = -INFINITY;
+#pragma omp simd reduction(max : most)
+            for (int64_t j = from; j < end; j++) most = row[j] > most ? row[j] : most;
+            if (kept == k && !(most > value[k - 1])) continue;
+            for (int64_t j = from; j < end; j++) {
+                int64_t at = kept;
+                if (kept < k) {
+                    kept++;
+                } else if (row[j] > value[k - 1]) {
+                    at = k - 1;
+                } else {
+                    continue;
+                }
+                for (; at > 0 && row[j] > value[at - 1]; at--) {
+                    value[at] = value[at - 1];
+                    id[at] = id[at - 1];
+                }
+                value[at] = row[j];
+                id[at] = j;
+            }
+        }
+    }
+}
+
+#if defined(__AVX512BF16__)
+
+#if defined(TILES)
+
+// Whether the processor's matrix unit may be used.
+void lent(int64_t* answer, int) { *answer = matrix_unit(); }
+
+#endif
+
+// See product.
+void multiply(const bfloat16* x, const bfloat16* packed, const float* bias, float* out, int64_t M,
+              int64_t pairs, int64_t width, int threads) {
+#pragma omp parallel num_threads(threads)
+    product(x, packed, bias, out, M, pairs, width);
+}
+
+// One word of the LSTM for R rows, each of a photo of its own or another's: what step() of lstm.py
+// is, in one team of threads. past is the gates, the query and, where there is a gate, its
+// argument; P values a row. N, A and D are even.
+void say(const float* h, const float* c, const int64_t* tokens, const int64_t* photo,
+         const bfloat16* keys, const float* regions, const float* score, const bfloat16* of_past,
+         const float* past_bias, const bfloat16* of_context, const float* words,
+         const bfloat16* of_score, const float* score_bias, float* after_h, float* after_c,
+         float* alpha, float* logits, float* room, int64_t R, int64_t L, int64_t D, int64_t A,
+         int64_t N, int64_t P, int64_t V, int threads) {
+    float *past = room, *context = past + R * P, *gates = context + R * 4 * N;
+    auto* small = reinterpret_cast<bfloat16*>(gates + R * 4 * N);  // R * max(N, D)
+    const bool gated = P > 4 * N + A;
+#pragma omp parallel num_threads(threads)
+    {
+        narrow(h, small, R * N);
+        product(small, of_past, past_bias, past, R, N / 2, P);
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < R; r++) {
+            bfloat16 query[A];
+            for (int64_t a = 0; a < A; a++) put(query[a], past[r * P + 4 * N + a]);
+            look_rows<1>(keys + photo[r] * L * A, query, A, score, alpha + r * L, L, A);
+        }
+#pragma omp for schedule(static) collapse(2)
+        for (int64_t r = 0; r < R; r++) {
+            for (int64_t from = 0; from < D; from += PART) {
+                const int64_t width = D - from < PART ? D - from : PART;
+                float sum[PART];
+                gather_part(alpha + r * L, regions + photo[r] * L * D + from, sum, width, L, D);
+                const float* opening = past + r * P + 4 * N + A + from;
+                if (gated) {
+#pragma omp simd
+                    for (int64_t d = 0; d < width; d++) sum[d] *= sigmoid(opening[d]);
+                }
+                for (int64_t d = 0; d < width; d++) put(small[r * D + from + d], sum[d]);
+            }
+        }
+        product(small, of_context, nullptr, context, R, D / 2, 4 * N);
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < R; r++) {
+            cell_one(past + r * P, context + r * 4 * N, words + tokens[r] * 4 * N, c + r * N,
+                     gates + r * 4 * N, after_c + r * N, after_h + r * N, N);
+        }
+        narrow(after_h, small, R * N);
+        product(small, of_score, score_bias, logits, R, N / 2, V);
+    }
+}
+
+#endif
+
+}  // extern "C"
