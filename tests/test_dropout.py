@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from regard.models.decoder import Real
-from regard.models.dropout import Dropout, hide_words
+from regard.models.dropout import Dropout, hide_words, some_regions
 from regard.models.lstm import LstmDecoder
 from regard.models.native import native
 from regard.models.transformer import TransformerDecoder
@@ -87,6 +87,34 @@ def test_whole_words_are_hidden_and_never_the_start():
     hidden = (found[..., 0] == 0).double().mean((0, 1)).tolist()
     assert hidden == pytest.approx([0, *[0.2] * 6], abs=0.03)
     assert (hidden[0], found.max().item()) == (0, 1)
+
+
+@pytest.mark.parametrize(("share", "left"), [(0.3, 7), (0.99, 1), (0.04, 10)])
+def test_so_many_regions_of_each_photo_are_left_in_their_order(share, left):
+    torch.manual_seed(0)
+    regions = torch.arange(60.0).view(6, 10, 1).expand(6, 10, 3)
+
+    found = some_regions(regions, share)
+
+    assert found.shape == (6, left, 3)
+    numbers = found[..., 0]
+    assert (found == numbers.unsqueeze(-1)).all()
+    assert (numbers // 10 == torch.arange(6.0).unsqueeze(1)).all()  # of the same photo
+    assert (numbers.diff(dim=1) > 0).all()
+    if 1 < left < 10:
+        assert not torch.equal(numbers[0] % 10, numbers[1] % 10)
+
+
+@pytest.mark.parametrize("kind", [LstmDecoder, TransformerDecoder])
+def test_decoders_leave_regions_out_in_training_alone(kind):
+    decoder = kind(
+        vocabulary_size=20, feature_width=6, embedding_width=8, hidden_width=8,
+        region_dropout=0.5,
+        **({"layers": 1, "heads": 2, "feed_forward_width": 8} if kind is TransformerDecoder else {}),
+    )  # fmt: skip
+    regions, captions = torch.randn(2, 10, 6), torch.randint(4, 20, (2, 2, 9))
+    assert decoder.train().read(regions, captions).attention.shape[-1] == 5
+    assert decoder.eval().read(regions, captions).attention.shape[-1] == 10
 
 
 @pytest.mark.parametrize("kind", [LstmDecoder, TransformerDecoder])

@@ -156,6 +156,12 @@ class DecoderConfig(_Record):
         lt=1,
         description="Share of the words said that are hidden from the decoder in training.",
     )
+    region_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of a photo's regions that are left out in training, others each time.",
+    )
     attention_width: int = Field(512, ge=1, description="LSTM: A, width of the attention space.")
     start_state: Literal["mean", "zeros"] = Field(
         "mean",

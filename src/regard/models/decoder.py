@@ -100,7 +100,7 @@ class Read(NamedTuple):
     the places of :class:`Real`, where it was told which those are."""
     attention: Tensor
     """``(B, K, T, L)``, where it looked to say the word that follows; each row sums to 1. Without
-    meaning where there is no word."""
+    meaning where there is no word. L is less where regions were left out in training."""
 
 
 class Step(NamedTuple):

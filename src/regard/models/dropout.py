@@ -66,6 +66,27 @@ def hide_words(words: Tensor, places: Tensor, share: float) -> Tensor:
     return words * kept.unsqueeze(-1).to(words.dtype)
 
 
+def some_regions(regions: Tensor, share: float) -> Tensor:
+    """Regions left out at random, so many of each photo; what is left costs that much less.
+
+    Source: Liu et al., "PatchDropout: economizing vision transformers using patch dropout" (2023),
+    section 3, for what a decoder sees.
+
+    Args:
+        regions: ``(B, L, D)``.
+        share: of the L regions that are left out, but for one.
+
+    Returns:
+        ``(B, L', D)``, in their order.
+    """
+    photos, count, _ = regions.shape
+    left = max(1, round(count * (1 - share)))
+    numbers = torch.rand(photos, count, device=regions.device)
+    kept = numbers.topk(left, dim=1, sorted=False).indices.sort(dim=1).values  # (B, L')
+    first = torch.arange(0, photos * count, count, device=regions.device).unsqueeze(1)
+    return regions.flatten(0, 1).index_select(0, (kept + first).flatten()).view(photos, left, -1)
+
+
 class _Drop(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dropped: int, seed: int) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from regard.models.attention import AdditiveAttention
 from regard.models.decoder import Decoder, Parts, Read, Real, Rows, Step
 from regard.models.devices import Precision, lowered
-from regard.models.dropout import Dropout, hide_words
+from regard.models.dropout import Dropout, hide_words, some_regions
 from regard.models.fast import Narrow, keeps_sums, scores
 from regard.models.native import native
 from regard.models.reading import recur
@@ -71,6 +71,8 @@ class LstmDecoder(Decoder):
         dropout: share of values dropped in training, of the words' vectors and of the hidden
             values before the scores.
         word_dropout: share of words hidden in training (:func:`regard.models.dropout.hide_words`).
+        region_dropout: share of regions left out in training
+            (:func:`regard.models.dropout.some_regions`).
         fresh: whether the first weights are drawn as training needs them; loading has no use for
             orthogonal matrices.
     """
@@ -87,6 +89,7 @@ class LstmDecoder(Decoder):
         gate: bool = False,
         dropout: float = 0.0,
         word_dropout: float = 0.0,
+        region_dropout: float = 0.0,
         fresh: bool = True,
     ) -> None:
         super().__init__()
@@ -104,7 +107,7 @@ class LstmDecoder(Decoder):
         self.of_context = nn.Linear(feature_width, 4 * hidden_width, bias=False)
         self.output = nn.Linear(hidden_width, vocabulary_size)
         self.dropout = Dropout(dropout)
-        self.word_dropout = word_dropout
+        self.word_dropout, self.region_dropout = word_dropout, region_dropout
         self.joined: _Joined | None = None  # of a fast copy
         if fresh:
             self._initialise()
@@ -112,6 +115,8 @@ class LstmDecoder(Decoder):
     def read(self, regions: Tensor, captions: Tensor, real: Real | None = None) -> Read:
         """Read known captions; see :meth:`Decoder.read`."""
         regions = lowered(regions)
+        if self.training and self.region_dropout:
+            regions = some_regions(regions, self.region_dropout)
         _, each, steps = captions.shape
         h, c = (x.unsqueeze(1).expand(-1, each, -1) for x in self._start(regions))  # (B, K, N)
         vectors = self.embedding(captions.permute(2, 0, 1))  # (T, B, K, E)

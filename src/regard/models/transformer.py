@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from regard.models.decoder import Decoder, Parts, Read, Real, Rows, Step
 from regard.models.devices import Precision, lowered
-from regard.models.dropout import Dropout, hide_words
+from regard.models.dropout import Dropout, hide_words, some_regions
 from regard.models.fast import Narrow, keeps_sums, scores
 from regard.models.heads import Memory, attend, attend_joined, by_head
 
@@ -79,6 +79,8 @@ class TransformerDecoder(Decoder):
         dropout: share of values dropped in training, of the regions, of the words' vectors, and of
             what each attention and each feed-forward layer adds to those.
         word_dropout: share of words hidden in training (:func:`regard.models.dropout.hide_words`).
+        region_dropout: share of regions left out in training
+            (:func:`regard.models.dropout.some_regions`).
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class TransformerDecoder(Decoder):
         tied: bool = True,
         dropout: float = 0.0,
         word_dropout: float = 0.0,
+        region_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         narrow = embedding_width != hidden_width
@@ -122,7 +125,7 @@ class TransformerDecoder(Decoder):
         self.output = None if tied else nn.Parameter(torch.empty(vocabulary_size, hidden_width))
         self.bias = nn.Parameter(torch.zeros(vocabulary_size))
         self.dropout = Dropout(dropout)
-        self.word_dropout = word_dropout
+        self.word_dropout, self.region_dropout = word_dropout, region_dropout
         self.scorer: Narrow | None = None  # of a fast copy
         for rows in (self.embedding.weight, self.output):
             if rows is not None:  # scores of about 1 from normalised hidden values
@@ -135,6 +138,8 @@ class TransformerDecoder(Decoder):
             places = places.expand_as(captions).flatten()[real.places]
             captions = captions.flatten()[real.places]
         words = self._enter(captions, places)  # (B, K, T, N) or (M, N)
+        if self.training and self.region_dropout:
+            regions = some_regions(regions, self.region_dropout)
         regions = self._seen(regions)
         for layer in self._layers():
             words, weights = layer.read(words, layer.of_seen(regions), real)
