@@ -105,13 +105,15 @@ def test_so_many_regions_of_each_photo_are_left_in_their_order(share, left):
         assert not torch.equal(numbers[0] % 10, numbers[1] % 10)
 
 
+def small(kind: type, **options: float):
+    sizes = {"vocabulary_size": 20, "feature_width": 6, "embedding_width": 8, "hidden_width": 8}
+    more = {"layers": 1, "heads": 2, "feed_forward_width": 8} if kind is TransformerDecoder else {}
+    return kind(**sizes, **more, **options)
+
+
 @pytest.mark.parametrize("kind", [LstmDecoder, TransformerDecoder])
 def test_decoders_leave_regions_out_in_training_alone(kind):
-    decoder = kind(
-        vocabulary_size=20, feature_width=6, embedding_width=8, hidden_width=8,
-        region_dropout=0.5,
-        **({"layers": 1, "heads": 2, "feed_forward_width": 8} if kind is TransformerDecoder else {}),
-    )  # fmt: skip
+    decoder = small(kind, region_dropout=0.5)
     regions, captions = torch.randn(2, 10, 6), torch.randint(4, 20, (2, 2, 9))
     assert decoder.train().read(regions, captions).attention.shape[-1] == 5
     assert decoder.eval().read(regions, captions).attention.shape[-1] == 10
@@ -120,9 +122,7 @@ def test_decoders_leave_regions_out_in_training_alone(kind):
 @pytest.mark.parametrize("kind", [LstmDecoder, TransformerDecoder])
 def test_decoders_hide_words_in_training_alone(kind):
     torch.manual_seed(0)
-    sizes = {"vocabulary_size": 20, "feature_width": 6, "embedding_width": 8, "hidden_width": 8}
-    more = {"layers": 1, "heads": 2, "feed_forward_width": 8} if kind is TransformerDecoder else {}
-    decoder = kind(**sizes, **more, word_dropout=0.9)
+    decoder = small(kind, word_dropout=0.9)
     regions, captions = torch.randn(2, 3, 6), torch.randint(4, 20, (2, 2, 9))
     real = Real(torch.arange(9) < torch.tensor([[9, 3], [1, 8]]).unsqueeze(-1))
 
