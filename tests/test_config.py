@@ -111,7 +111,9 @@ def test_settings_of_earlier_versions_are_read():
 def test_each_kind_of_decoder_tells_its_own_settings():
     own = {kind: DecoderConfig(kind=kind).of_kind().keys() for kind in ("lstm", "transformer")}
     assert own["lstm"] | own["transformer"] == DecoderConfig.model_fields.keys()
-    shared = {"kind", "embedding_width", "hidden_width", "dropout"}
+    shared = {
+        "kind", "embedding_width", "hidden_width", "dropout", "word_dropout", "region_dropout"
+    }  # fmt: skip
     assert own["lstm"] & own["transformer"] == shared
 
 

@@ -42,10 +42,12 @@ FLOORS = {
     "__main__": 9,
 }
 
-# Neighbours on a floor: search speaks of a decoder's state and step (types alone); figures lay maps
+# Neighbours on a floor: search speaks of a decoder's state and step (types alone), and passes over
+# the vocabulary in compiled loops; figures lay maps
 # over photos as photos are placed; the cache is filled in the lanes that encoders are fast in.
 ALLOWED = {
     ("search", "models.decoder"),
+    ("search", "models.native"),
     ("plots", "images"),
     ("data.features", "models.lanes"),
 }
