@@ -6,17 +6,20 @@ The sizes are the report's: B 32, L 49, D 2048, A 512, N 512, E 300, T 14, V 7,4
 ``literal`` is the oracle of the tests in float32, one caption a photo; ``single`` is regard's
 training step with one caption a photo, ``grouped`` with five, both in the precision that
 ``train.precision=auto`` takes here. A step is what training does with a batch: scores, loss,
-gradients, their norm, Adam. The arithmetic is counted by ``torch.utils.flop_counter``: 2 m n k for
-each product of an (m, k) and a (k, n) matrix, nothing for the rest. The peak is that of one product
-of square matrices of side 2,048 in the same precision. Where the time of a grouped step goes is
-torch's profiler's word, on a CPU. The roofline sets the products at their peak beside the bytes
-that a grouped step moves in any form of it (``_bytes``), at the rate of a copy of 256 MiB.
+gradients, their norm, Adam. The arithmetic is counted by ``torch.utils.flop_counter`` in the same
+step without compiled functions: 2 m n k for each product of an (m, k) and a (k, n) matrix, nothing
+for the rest. The peak is that of one product of square matrices of side 2,048 in the same
+precision. Where the time of a grouped step goes is torch's profiler's word, on a CPU. The roofline
+sets the products at their peak beside the bytes that a grouped step moves in any form of it
+(``_bytes``), at the rate of a copy of 256 MiB.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +117,7 @@ def _measured(vocabulary: int, device: torch.device, runs: int) -> dict[str, Any
     counted = steps if device == cpu else _steps(vocabulary, cpu, precision)
     flop = {}
     for way, step in counted.items():
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as counter, _in_torch():
             step()
         flop[way] = counter.get_total_flops() / captions[way]
     products = {p: _product(p, device) for p in ("float32", "bf16")}
@@ -128,6 +131,19 @@ def _measured(vocabulary: int, device: torch.device, runs: int) -> dict[str, Any
         "flop": flop,
         "peak": {"literal": peak["float32"], "single": peak[precision], "grouped": peak[precision]},
     }
+
+
+@contextlib.contextmanager
+def _in_torch() -> Iterator[None]:
+    """Without compiled functions, whose products nobody counts."""
+    before = os.environ.get("REGARD_COMPILER")
+    os.environ["REGARD_COMPILER"] = ""
+    try:
+        yield
+    finally:
+        del os.environ["REGARD_COMPILER"]
+        if before is not None:
+            os.environ["REGARD_COMPILER"] = before
 
 
 def _steps(vocabulary: int, device: torch.device, precision: Precision) -> dict[str, Step]:
