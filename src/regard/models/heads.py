@@ -79,7 +79,7 @@ def attend_joined(
     """
     width = query.shape[-1] // (3 if memory is None else 1)
     # The unit takes 32 values at a time, and the compiled function at most 64.
-    if width // heads in (32, 64) and native("attend", query) and _narrow(query, memory):
+    if width // heads in (32, 64) and native("attend", query) and matrix_unit():
         found, weights = _Attention.apply(query, memory, heads, causal)  # type: ignore[no-untyped-call]
         return found, weights
     if memory is None:
@@ -95,10 +95,6 @@ def by_head(projected: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
     rows, length, _ = projected.shape
     apart = projected.view(rows, length, parts, heads, -1).permute(2, 0, 3, 1, 4)
     return apart.contiguous().unbind(0)
-
-
-def _narrow(*tensors: Tensor | None) -> bool:
-    return matrix_unit() and all(t is None or t.dtype == torch.bfloat16 for t in tensors)
 
 
 class _Attention(torch.autograd.Function):

@@ -257,8 +257,7 @@ def times(weight: Tensor, *, turned: bool = False) -> Callable[[Tensor, Tensor],
     width, n = weight.shape if not turned else (weight.shape[1], weight.shape[0])
     pack = native("pack_turned" if turned else "pack", weight)
     compiled = native("times", weight)
-    narrow = weight.dtype == torch.bfloat16
-    if pack is None or compiled is None or not narrow or n % 32 or not matrix_unit():
+    if pack is None or compiled is None or n % 32 or not matrix_unit():
         columns = weight if turned else weight.t()
         return lambda x, out: torch.mm(x, columns, out=out)
     packed = weight.new_zeros(-(-width // 64) * 64 * n)

@@ -16,16 +16,14 @@
 #include <cstdint>
 #include <cstring>
 #include <vector>
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) && defined(IS_bfloat16)  // products of bf16 by the processor
+#define NARROW
 #include <immintrin.h>
-#endif
-#if defined(__AVX512BF16__) && defined(IS_bfloat16)
-#define ROUGH
-#endif
-#if defined(__AMX_BF16__) && defined(__linux__)
+#if defined(__AMX_BF16__) && defined(__linux__)  // and by its matrix unit
 #define TILES
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
 #endif
 
 namespace {
@@ -108,7 +106,7 @@ inline void softmax(float* e, float most, int64_t L) {
 
 constexpr int64_t SOME = 5;  // captions of a photo at a time
 
-#if defined(__AVX512BF16__)
+#if defined(NARROW)
 
 inline __m512 wide16(const bfloat16* x, __mmask16 mask) {
     const __m256i bits = _mm256_maskz_loadu_epi16(mask, x);
@@ -157,6 +155,13 @@ void set_up(int rows) {
         shape.rows[i] = i < 5 ? uint8_t(rows) : DEEP;
     }
     _tile_loadconfig(&shape);
+}
+
+// How many rows the next tile has of those that are left; the unit is set up for as many.
+inline int next_rows(int64_t left, int& now) {
+    const int rows = left < HIGH ? int(left) : HIGH;
+    if (rows != now) set_up(now = rows);
+    return rows;
 }
 
 void high_tile(const bfloat16* x, int64_t stride, const bfloat16* packed, const float* bias,

@@ -80,7 +80,7 @@ inline void cell_one(const V* p, const V* z, const V* x, const float* c, float* 
     }
 }
 
-#if defined(__AVX512BF16__)
+#if defined(NARROW)
 
 // look_one for ROWS rows of one photo whose keys and queries are bf16, with the quicker tanh.
 template <int ROWS>
@@ -147,7 +147,7 @@ void tile(const bfloat16* x, const bfloat16* packed, const float* bias, float* o
     for (int v = 0; v < VECTORS; v++) {
         const int64_t left = columns - v * LANES;
         if (left <= 0) return;
-        const __mmask16 mask = left < LANES ? (__mmask16(1) << left) - 1 : 0xffff;
+        const __mmask16 mask = lanes(left);
         const __m512 b = bias ? _mm512_maskz_loadu_ps(mask, bias + v * LANES) : _mm512_setzero_ps();
 #pragma GCC unroll 6
         for (int r = 0; r < ROWS; r++) {
@@ -166,8 +166,7 @@ void product(const bfloat16* x, const bfloat16* packed, const float* bias, float
 #pragma omp for schedule(static)
         for (int64_t column = 0; column < width; column += 64) {
             for (int64_t m = 0; m < M; m += HIGH) {
-                const int rows = M - m < HIGH ? int(M - m) : HIGH;
-                if (rows != now) set_up(now = rows);
+                const int rows = next_rows(M - m, now);
                 high_tile(x + m * pairs * 2, pairs * 2, packed + column * pairs * 2,
                           bias ? bias + column : nullptr, out + m * width + column, rows, pairs,
                           width, width - column);
@@ -221,7 +220,7 @@ void look(const T* keys, const T* queries, int64_t stride, const float* score, f
         const T* key = keys + b * L * A;
         int64_t row = b * K;
         const int64_t end = row + K;
-#if defined(ROUGH)
+#if defined(NARROW)
         for (; row + 5 <= end; row += 5) {
             look_rows<5>(key, queries + row * stride, stride, score, alpha + row * L, L, A);
         }
@@ -311,7 +310,7 @@ void leading(const float* scores, float* values, int64_t* ids, int64_t R, int64_
     }
 }
 
-#if defined(__AVX512BF16__)
+#if defined(NARROW)
 
 #if defined(TILES)
 

@@ -27,20 +27,18 @@ inline void compare(const T* rows, const T* region, T* out, int64_t L, int64_t D
     for (int64_t i = 0; i < L; i++, region += D) {
         float sum[ROWS] = {};
         int64_t d = 0;
-#if defined(__AVX512BF16__)
-        if (sizeof(T) == 2) {
-            __m512 sums[ROWS];
-            for (int r = 0; r < ROWS; r++) sums[r] = _mm512_setzero_ps();
-            for (; d + 32 <= D; d += 32) {
-                const auto y = (__m512bh)_mm512_loadu_si512(region + d);
+#if defined(NARROW)
+        __m512 sums[ROWS];
+        for (int r = 0; r < ROWS; r++) sums[r] = _mm512_setzero_ps();
+        for (; d + 32 <= D; d += 32) {
+            const auto y = (__m512bh)_mm512_loadu_si512(region + d);
 #pragma GCC unroll 5
-                for (int r = 0; r < ROWS; r++) {
-                    const auto x = (__m512bh)_mm512_loadu_si512(rows + r * D + d);
-                    sums[r] = _mm512_dpbf16_ps(sums[r], x, y);
-                }
+            for (int r = 0; r < ROWS; r++) {
+                const auto x = (__m512bh)_mm512_loadu_si512(rows + r * D + d);
+                sums[r] = _mm512_dpbf16_ps(sums[r], x, y);
             }
-            for (int r = 0; r < ROWS; r++) sum[r] = _mm512_reduce_add_ps(sums[r]);
         }
+        for (int r = 0; r < ROWS; r++) sum[r] = _mm512_reduce_add_ps(sums[r]);
 #endif
         for (int r = 0; r < ROWS; r++) {
             float rest = 0;
@@ -51,9 +49,9 @@ inline void compare(const T* rows, const T* region, T* out, int64_t L, int64_t D
     }
 }
 
-#if defined(__AVX512BF16__)
+#if defined(NARROW)
 
-// Its way back, without the factor v: see look_back. d_q (ROWS, A) and d_e (ROWS, L) are float.
+// The same for ROWS rows of one photo whose keys and queries are bf16, with the quicker tanh. d_q (ROWS, A) and d_e (ROWS, L) are float.
 template <int ROWS>
 void look_back_rows(const bfloat16* key, const bfloat16* queries, int64_t stride, const float* d_e,
                     float* d_q, float* d_key, float* d_v, int64_t L, int64_t A) {
@@ -84,13 +82,16 @@ void look_back_rows(const bfloat16* key, const bfloat16* queries, int64_t stride
 
 #if defined(TILES)
 
-// Rows (count, W) as the columns of a product over W, see tile; what is missing is zero.
+// Some values (W) as column j of a product over them, see high_tile.
+inline void as_column(const bfloat16* x, bfloat16* packed, int64_t j, int64_t W) {
+    bfloat16* to = packed + j / 64 * 64 * W + j % 64 * 2;
+    for (int64_t p = 0; p < W / 2; p++) std::memcpy(to + p * 128, x + p * 2, 4);
+}
+
+// Rows (count, W) as the columns; what is missing is zero.
 void as_columns(const bfloat16* x, int64_t stride, bfloat16* packed, int64_t count, int64_t W) {
     if (count % 64) std::memset((void*)packed, 0, up(count, 64) * W * sizeof(bfloat16));
-    for (int64_t j = 0; j < count; j++) {
-        bfloat16* to = packed + j / 64 * 64 * W + j % 64 * 2;
-        for (int64_t p = 0; p < W / 2; p++) std::memcpy(to + p * 128, x + j * stride + p * 2, 4);
-    }
+    for (int64_t j = 0; j < count; j++) as_column(x + j * stride, packed, j, W);
 }
 
 // Two rows of 32 values as 32 pairs.
@@ -105,14 +106,15 @@ inline void as_pairs(__m512i a, __m512i b, bfloat16* to) {
     _mm512_storeu_si512(to + 32, _mm512_permutex2var_epi16(a, second, b));
 }
 
-// Rows (count, W), W 32 or 64, as the rows of a product over them; what is missing is zero.
+// Rows (count, W), W at most 64, as the rows of a product over them; what is missing is zero.
 void as_rows(const bfloat16* x, int64_t stride, bfloat16* packed, int64_t count, int64_t W) {
     for (int64_t j = 0; j < up(count, 32); j += 2, x += 2 * stride, packed += 128) {
         for (int64_t w = 0; w < 64; w += 32) {
-            const bool one = j < count && w < W, two = j + 1 < count && w < W;
-            const __m512i none = _mm512_setzero_si512();
-            as_pairs(one ? _mm512_loadu_si512(x + w) : none,
-                     two ? _mm512_loadu_si512(x + stride + w) : none, packed + w * 2);
+            const int64_t left = W - w;
+            const __mmask32 all = left >= 32 ? ~0u : left > 0 ? (1u << left) - 1 : 0;
+            as_pairs(_mm512_maskz_loadu_epi16(j < count ? all : 0, x + w),
+                     _mm512_maskz_loadu_epi16(j + 1 < count ? all : 0, x + stride + w),
+                     packed + w * 2);
         }
     }
 }
@@ -185,7 +187,7 @@ void look_back(const T* keys, const T* queries, int64_t stride, const float* sco
             }
             for (int64_t j = 0; j < rows * A; j++) d_q[j] = 0;
             const T* query = queries + row * stride;
-#if defined(ROUGH)
+#if defined(NARROW)
             if (rows == SOME) {
                 look_back_rows<SOME>(key, query, stride, d_e, d_q, d_key, d_v, L, A);
             } else {
@@ -302,7 +304,7 @@ void drop(const T* x, T* out, int64_t seed, int64_t count, int64_t dropped, floa
     }
 }
 
-#if defined(__AVX512BF16__)
+#if defined(NARROW)
 
 // From float16, as the feature cache has it.
 void from_half(const uint16_t* x, bfloat16* out, int64_t count, int threads) {
@@ -316,30 +318,19 @@ void from_half(const uint16_t* x, bfloat16* out, int64_t count, int threads) {
 
 #if defined(TILES)
 
-// The columns of a product, see tile, from a matrix (width, 2 pairs) of which each row is one.
+// The columns of a product from a matrix (width, 2 pairs) of which each row is one.
 void pack(const bfloat16* rows, bfloat16* packed, int64_t pairs, int64_t width, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t column = 0; column < width; column++) {
-        const bfloat16* row = rows + column * pairs * 2;
-        bfloat16* to = packed + column / 64 * pairs * 128 + column % 64 * 2;
-        for (int64_t p = 0; p < pairs; p++) std::memcpy(to + p * 128, row + p * 2, 4);
-    }
+    for (int64_t j = 0; j < width; j++) as_column(rows + j * pairs * 2, packed, j, pairs * 2);
 }
 
-// The same from a matrix (2 pairs, width) that has them as its columns.
+// The same from a matrix (2 pairs, width) that has them as its columns; pairs a multiple of 16.
 void pack_turned(const bfloat16* rows, bfloat16* packed, int64_t pairs, int64_t width,
                  int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t column = 0; column < width; column += 64) {
         const int64_t columns = width - column < 64 ? width - column : 64;
-        bfloat16* to = packed + column * pairs * 2;
-        const bfloat16* row = rows + column;
-        for (int64_t p = 0; p < pairs; p++, to += 128, row += 2 * width) {
-            for (int64_t j = 0; j < columns; j++) {
-                to[j * 2] = row[j];
-                to[j * 2 + 1] = row[width + j];
-            }
-        }
+        as_rows(rows + column, width, packed + column * pairs * 2, pairs * 2, columns);
     }
 }
 
@@ -353,16 +344,11 @@ void times(const bfloat16* x, int64_t stride, const bfloat16* packed, bfloat16* 
         for (int64_t column = 0; column < width; column += 64) {
             const int64_t columns = width - column < 64 ? width - column : 64;
             for (int64_t m = 0; m < M; m += HIGH) {
-                const int rows = M - m < HIGH ? int(M - m) : HIGH;
-                if (rows != now) set_up(now = rows);
+                const int rows = next_rows(M - m, now);
                 float sums[HIGH * 64];
                 high_tile(x + m * stride, stride, packed + column * pairs * 2, nullptr, sums, rows,
                           pairs, 64, columns);
-                for (int r = 0; r < rows; r++) {
-                    bfloat16* to = out + (m + r) * out_stride + column;
-#pragma omp simd
-                    for (int64_t j = 0; j < columns; j++) put(to[j], sums[r * 64 + j]);
-                }
+                put_rows(sums, out + m * out_stride + column, out_stride, rows, columns);
             }
         }
         if (now) _tile_release();
@@ -388,8 +374,7 @@ void attend(const bfloat16* q, int64_t q_stride, const bfloat16* k, const bfloat
             as_columns(k + row * L * kv_stride + at, kv_stride, keys.data(), L, W);
             as_rows(v + row * L * kv_stride + at, kv_stride, values.data(), L, W);
             for (int64_t m = 0; m < Q; m += HIGH) {
-                const int some = Q - m < HIGH ? int(Q - m) : HIGH;
-                if (some != now) set_up(now = some);
+                const int some = next_rows(Q - m, now);
                 for (int64_t j = 0; j < wide; j += 64) {
                     high_tile(query + m * q_stride, q_stride, keys.data() + j * W, nullptr,
                               s.data() + j, some, W / 2, wide, 64);
@@ -441,8 +426,7 @@ void attend_back(const bfloat16* q, int64_t q_stride, const bfloat16* k, const b
             as_rows(query, q_stride, queries.data(), Q, W);
             as_rows(d_o, N, by_found.data(), Q, W);
             for (int64_t m = 0; m < Q; m += HIGH) {
-                const int some = Q - m < HIGH ? int(Q - m) : HIGH;
-                if (some != now) set_up(now = some);
+                const int some = next_rows(Q - m, now);
                 for (int64_t j = 0; j < wide; j += 64) {
                     high_tile(d_o + m * N, N, values.data() + j * W, nullptr, d_p.data() + j, some,
                               W / 2, wide, 64);
@@ -469,8 +453,7 @@ void attend_back(const bfloat16* q, int64_t q_stride, const bfloat16* k, const b
             turn(p.data(), p_turned.data(), room.data(), tall, deep, L);
             turn(d_s.data(), d_s_turned.data(), room.data(), tall, deep, L);
             for (int64_t j = 0; j < L; j += HIGH) {
-                const int some = L - j < HIGH ? int(L - j) : HIGH;
-                if (some != now) set_up(now = some);
+                const int some = next_rows(L - j, now);
                 high_tile(d_s_turned.data() + j * tall, tall, queries.data(), nullptr, o, some,
                           tall / 2, 64, 64);
                 put_rows(o, d_k + known + j * kv_stride, kv_stride, some, W);
