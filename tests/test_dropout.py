@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from regard.models.decoder import Real
-from regard.models.dropout import Dropout, hide_words, some_regions
+from regard.models.dropout import Dropout, RegionDropout, WordDropout
 from regard.models.lstm import LstmDecoder
 from regard.models.native import native
 from regard.models.transformer import TransformerDecoder
@@ -81,7 +81,7 @@ def test_whole_words_are_hidden_and_never_the_start():
     torch.manual_seed(0)
     words = torch.ones(500, 4, 7, 3)  # (B, K, T, E)
 
-    found = hide_words(words, torch.arange(7), 0.2)
+    found = WordDropout(0.2)(words, torch.arange(7))
 
     assert (found == found[..., :1]).all()
     hidden = (found[..., 0] == 0).double().mean((0, 1)).tolist()
@@ -94,7 +94,7 @@ def test_so_many_regions_of_each_photo_are_left_in_their_order(share, left):
     torch.manual_seed(0)
     regions = torch.arange(60.0).view(6, 10, 1).expand(6, 10, 3)
 
-    found = some_regions(regions, share)
+    found = RegionDropout(share)(regions)
 
     assert found.shape == (6, left, 3)
     numbers = found[..., 0]

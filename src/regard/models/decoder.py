@@ -13,8 +13,9 @@ from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from regard.models.devices import Precision, fast_precision
+from regard.models.devices import Precision, fast_precision, lowered
 from regard.models.fast import narrow_products
 
 
@@ -184,6 +185,30 @@ class Decoder(nn.Module, ABC):
     @abstractmethod
     def together(self, parts: Parts, rows: Rows) -> State:
         """The state of these parts, as :meth:`apart` has them."""
+
+
+def scores(hidden: Tensor, rows: Tensor, bias: Tensor) -> Tensor:
+    """``hidden rows^T + bias``, the scores of V words, with a gradient.
+
+    In mixed precision on a CPU the bias is one more column of the rows: torch writes it to the
+    whole ``(M, V)`` before the product, and sums up the gradient of as many values after it.
+
+    Args:
+        hidden: ``(..., N)``.
+        rows: ``(V, N)``.
+        bias: ``(V,)``.
+    """
+    if hidden.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return functional.linear(hidden, rows, bias)
+    hidden, rows, bias = lowered(hidden), lowered(rows), lowered(bias)
+    more = DEEP - rows.shape[1] % DEEP  # of which the first is the bias, for whole blocks
+    one = functional.pad(hidden.new_ones(()).expand(*hidden.shape[:-1], 1), (0, more - 1))
+    rows = torch.cat([rows, bias.unsqueeze(1), rows.new_zeros(len(rows), more - 1)], dim=1)
+    return functional.linear(torch.cat([hidden, one], dim=-1), rows)
+
+
+DEEP = 32
+"""Values at a time that the products of a processor take."""
 
 
 WORTH_KEEPING = 0.5

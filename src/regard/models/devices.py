@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from regard.errors import ConfigError
+from regard.models.native import native
 
 Precision = Literal["float32", "bf16"]
 
@@ -58,6 +59,17 @@ def photos_at_once(device: torch.device) -> int:
 
 
 def lowered(values: Tensor) -> Tensor:
-    """In the precision of an autocast's products, if there is one: half the memory to move."""
+    """In the precision of an autocast's products, if there is one: half the memory to move.
+
+    Float16, as features are cached, has no gradient here.
+    """
     kind = values.device.type
-    return values.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else values
+    if not torch.is_autocast_enabled(kind):
+        return values
+    low = torch.get_autocast_dtype(kind)
+    if values.dtype == torch.float16 and low == torch.bfloat16:  # torch is slow at it on a CPU
+        narrow = torch.empty_like(values, dtype=low, memory_format=torch.contiguous_format)
+        if (compiled := native("from_half", narrow)) is not None:
+            compiled(values.contiguous(), narrow, values.numel())
+            return narrow
+    return values.to(low)

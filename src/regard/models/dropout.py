@@ -1,11 +1,11 @@
-"""Dropout with a byte of randomness for each value, several times as fast on a CPU as torch's.
+"""What is left out at random in training: values, words, regions.
 
-Source: Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting"
-(2014), scaled in training. Torch draws a float for each value; for a Transformer on two cores that
-is a third of a training step (``aten::bernoulli_`` in its profiler). Here eight values share one
-64-bit number, so the share that is dropped is the nearest multiple of 1/256, and the rest is scaled
-by what is in fact kept. Compiled (:mod:`regard.models.native`), the numbers come from one seed and
-are never in memory: the way back makes them again.
+Source of the first: Srivastava et al., "Dropout: a simple way to prevent neural networks from
+overfitting" (2014), scaled in training. Torch draws a float for each value; for a Transformer on
+two cores that is a third of a training step (``aten::bernoulli_`` in its profiler). Here eight
+values share one 64-bit number, so the share that is dropped is the nearest multiple of 1/256, and
+the rest is scaled by what is in fact kept. Compiled (:mod:`regard.models.native`), the numbers come
+from one seed and are never in memory: the way back makes them again.
 """
 
 from __future__ import annotations
@@ -51,40 +51,58 @@ class Dropout(nn.Module):
         return f"{self.share}"
 
 
-def hide_words(words: Tensor, places: Tensor, share: float) -> Tensor:
-    """Whole words' vectors left out at random, so that the photo has to tell what they would.
+class WordDropout(nn.Module):
+    """Leaves whole words out at random in training, so that the photo has to tell what they would.
 
     Source: Bowman et al., "Generating sentences from a continuous space" (2016), section 3.1, with
     zeros for the unknown word.
 
     Args:
-        words: ``(..., E)``.
-        places: of each in its caption, ``(...)``; the first, ``<START>``, stays.
-        share: of the words that are left out.
+        share: of the words that are left out, at least 0 and below 1.
     """
-    kept = (torch.rand(words.shape[:-1], device=words.device) >= share) | (places == 0)
-    return words * kept.unsqueeze(-1).to(words.dtype)
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, words: Tensor, places: Tensor) -> Tensor:
+        """Vectors ``(..., E)`` of words; as they are outside training.
+
+        Args:
+            words: the vectors.
+            places: of each in its caption, ``(...)``; the first, ``<START>``, stays.
+        """
+        if not self.training or not self.share:
+            return words
+        kept = (torch.rand(words.shape[:-1], device=words.device) >= self.share) | (places == 0)
+        return words * kept.unsqueeze(-1).to(words.dtype)
 
 
-def some_regions(regions: Tensor, share: float) -> Tensor:
-    """Regions left out at random, so many of each photo; what is left costs that much less.
+class RegionDropout(nn.Module):
+    """Leaves regions out at random in training, so many of each photo: there is less to compute.
 
     Source: Liu et al., "PatchDropout: economizing vision transformers using patch dropout" (2023),
     section 3, for what a decoder sees.
 
     Args:
-        regions: ``(B, L, D)``.
-        share: of the L regions that are left out, but for one.
-
-    Returns:
-        ``(B, L', D)``, in their order.
+        share: of the L regions that are left out, but for one; at least 0 and below 1.
     """
-    photos, count, _ = regions.shape
-    left = max(1, round(count * (1 - share)))
-    numbers = torch.rand(photos, count, device=regions.device)
-    kept = numbers.topk(left, dim=1, sorted=False).indices.sort(dim=1).values  # (B, L')
-    first = torch.arange(0, photos * count, count, device=regions.device).unsqueeze(1)
-    return regions.flatten(0, 1).index_select(0, (kept + first).flatten()).view(photos, left, -1)
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, regions: Tensor) -> Tensor:
+        """Regions ``(B, L, D)`` to ``(B, L', D)``, in their order; all of them outside training."""
+        if not self.training or not self.share:
+            return regions
+        photos, count, _ = regions.shape
+        left = max(1, round(count * (1 - self.share)))
+        numbers = torch.rand(photos, count, device=regions.device)
+        kept = numbers.topk(left, dim=1, sorted=False).indices.sort(dim=1).values  # (B, L')
+        first = torch.arange(0, photos * count, count, device=regions.device).unsqueeze(1)
+        places = (kept + first).flatten()
+        return regions.flatten(0, 1).index_select(0, places).view(photos, left, -1)
 
 
 class _Drop(torch.autograd.Function):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from regard.models.devices import Precision, lowered
+from regard.models.devices import Precision
 from regard.models.native import native
 
 WORTH_COMPILING = 4096
@@ -84,30 +84,6 @@ def narrow_products(module: nn.Module, *, wide: Sequence[nn.Module] = ()) -> Non
 def keeps_sums(device: torch.device) -> bool:
     """Whether :class:`Narrow` gives its sums in float32, unrounded."""
     return native("multiply", torch.empty(0, dtype=torch.bfloat16, device=device)) is not None
-
-
-def scores(hidden: Tensor, rows: Tensor, bias: Tensor) -> Tensor:
-    """``hidden rows^T + bias``, the scores of V words, with a gradient.
-
-    In mixed precision on a CPU the bias is one more column of the rows: torch writes it to the
-    whole ``(M, V)`` before the product, and sums up the gradient of as many values after it.
-
-    Args:
-        hidden: ``(..., N)``.
-        rows: ``(V, N)``.
-        bias: ``(V,)``.
-    """
-    if hidden.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
-        return functional.linear(hidden, rows, bias)
-    hidden, rows, bias = lowered(hidden), lowered(rows), lowered(bias)
-    more = DEEP - rows.shape[1] % DEEP  # of which the first is the bias, for whole blocks
-    one = functional.pad(hidden.new_ones(()).expand(*hidden.shape[:-1], 1), (0, more - 1))
-    rows = torch.cat([rows, bias.unsqueeze(1), rows.new_zeros(len(rows), more - 1)], dim=1)
-    return functional.linear(torch.cat([hidden, one], dim=-1), rows)
-
-
-DEEP = 32
-"""Values at a time that the products of a processor take."""
 
 
 class Narrow(nn.Module):

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from regard.models.attention import AdditiveAttention
-from regard.models.decoder import Decoder, Parts, Read, Real, Rows, Step
+from regard.models.decoder import Decoder, Parts, Read, Real, Rows, Step, scores
 from regard.models.devices import Precision, lowered
-from regard.models.dropout import Dropout, hide_words, some_regions
-from regard.models.fast import Narrow, keeps_sums, scores
+from regard.models.dropout import Dropout, RegionDropout, WordDropout
+from regard.models.fast import Narrow, keeps_sums
 from regard.models.native import native
 from regard.models.reading import recur
 from regard.models.recurrence import Weights, cell
@@ -70,9 +70,10 @@ class LstmDecoder(Decoder):
             context (Xu et al., section 4.2.1, with one value a channel).
         dropout: share of values dropped in training, of the words' vectors and of the hidden
             values before the scores.
-        word_dropout: share of words hidden in training (:func:`regard.models.dropout.hide_words`).
+        word_dropout: share of words left out in training
+            (:class:`regard.models.dropout.WordDropout`).
         region_dropout: share of regions left out in training
-            (:func:`regard.models.dropout.some_regions`).
+            (:class:`regard.models.dropout.RegionDropout`).
         fresh: whether the first weights are drawn as training needs them; loading has no use for
             orthogonal matrices.
     """
@@ -107,23 +108,20 @@ class LstmDecoder(Decoder):
         self.of_context = nn.Linear(feature_width, 4 * hidden_width, bias=False)
         self.output = nn.Linear(hidden_width, vocabulary_size)
         self.dropout = Dropout(dropout)
-        self.word_dropout, self.region_dropout = word_dropout, region_dropout
+        self.word_dropout = WordDropout(word_dropout)
+        self.region_dropout = RegionDropout(region_dropout)
         self.joined: _Joined | None = None  # of a fast copy
         if fresh:
             self._initialise()
 
     def read(self, regions: Tensor, captions: Tensor, real: Real | None = None) -> Read:
         """Read known captions; see :meth:`Decoder.read`."""
-        regions = lowered(regions)
-        if self.training and self.region_dropout:
-            regions = some_regions(regions, self.region_dropout)
+        regions = self.region_dropout(lowered(regions))
         _, each, steps = captions.shape
         h, c = (x.unsqueeze(1).expand(-1, each, -1) for x in self._start(regions))  # (B, K, N)
         vectors = self.embedding(captions.permute(2, 0, 1))  # (T, B, K, E)
-        if self.training and self.word_dropout:
-            places = torch.arange(steps, device=captions.device).view(-1, 1, 1)
-            vectors = hide_words(vectors, places, self.word_dropout)
-        words = self.of_word(self.dropout(vectors))
+        places = torch.arange(steps, device=captions.device).view(-1, 1, 1)
+        words = self.of_word(self.dropout(self.word_dropout(vectors, places)))
         keys = self.attention.keys(regions)
         past = [self.of_hidden, self.attention.of_hidden, *([self.gate] if self.gate else [])]
         context: Tensor | None = self.of_context.weight

@@ -26,10 +26,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regard.models.decoder import Decoder, Parts, Read, Real, Rows, Step
+from regard.models.decoder import Decoder, Parts, Read, Real, Rows, Step, scores
 from regard.models.devices import Precision, lowered
-from regard.models.dropout import Dropout, hide_words, some_regions
-from regard.models.fast import Narrow, keeps_sums, scores
+from regard.models.dropout import Dropout, RegionDropout, WordDropout
+from regard.models.fast import Narrow, keeps_sums
 from regard.models.heads import Memory, attend, attend_joined, by_head
 
 POSITIONS = 201
@@ -78,9 +78,10 @@ class TransformerDecoder(Decoder):
             the output embedding to improve language models", 2017).
         dropout: share of values dropped in training, of the regions, of the words' vectors, and of
             what each attention and each feed-forward layer adds to those.
-        word_dropout: share of words hidden in training (:func:`regard.models.dropout.hide_words`).
+        word_dropout: share of words left out in training
+            (:class:`regard.models.dropout.WordDropout`).
         region_dropout: share of regions left out in training
-            (:func:`regard.models.dropout.some_regions`).
+            (:class:`regard.models.dropout.RegionDropout`).
     """
 
     def __init__(
@@ -125,7 +126,8 @@ class TransformerDecoder(Decoder):
         self.output = None if tied else nn.Parameter(torch.empty(vocabulary_size, hidden_width))
         self.bias = nn.Parameter(torch.zeros(vocabulary_size))
         self.dropout = Dropout(dropout)
-        self.word_dropout, self.region_dropout = word_dropout, region_dropout
+        self.word_dropout = WordDropout(word_dropout)
+        self.region_dropout = RegionDropout(region_dropout)
         self.scorer: Narrow | None = None  # of a fast copy
         for rows in (self.embedding.weight, self.output):
             if rows is not None:  # scores of about 1 from normalised hidden values
@@ -138,9 +140,7 @@ class TransformerDecoder(Decoder):
             places = places.expand_as(captions).flatten()[real.places]
             captions = captions.flatten()[real.places]
         words = self._enter(captions, places)  # (B, K, T, N) or (M, N)
-        if self.training and self.region_dropout:
-            regions = some_regions(regions, self.region_dropout)
-        regions = self._seen(regions)
+        regions = self._seen(self.region_dropout(regions))
         for layer in self._layers():
             words, weights = layer.read(words, layer.of_seen(regions), real)
         shape = words.shape[:-1] if real is None else real.shape
@@ -183,8 +183,7 @@ class TransformerDecoder(Decoder):
         """Say one word, ``(R,)`` ids, in each row of the state."""
         length = state.said[0].keys.shape[2]
         places = torch.full((1,), length, device=tokens.device)
-        words = self._enter(tokens.view(-1, 1, 1), places)  # (R, 1, 1, N)
-        words, said = words.flatten(0, 2), []  # (R, N)
+        words, said = self._enter(tokens, places), []  # (R, N)
         for layer, seen, before in zip(self._layers(), state.seen, state.said, strict=True):
             words, now, weights = layer.step(words, seen, before, state.rows)
             said.append(now)
@@ -201,10 +200,9 @@ class TransformerDecoder(Decoder):
         return TransformerState(said, rows, seen)
 
     def _enter(self, tokens: Tensor, places: Tensor) -> Tensor:
-        """Words and their positions, of ids ``(..., T)`` and ``(T,)``: ``(..., T, N)``."""
+        """Words with their positions, ``(..., N)``, of ids ``(...)`` and places that fit them."""
         words = lowered(self.embedding(tokens) * math.sqrt(self.embedding.embedding_dim))
-        if self.training and self.word_dropout:
-            words = hide_words(words, places, self.word_dropout)
+        words = self.word_dropout(words, places)
         if self.enter is not None:
             words = self.enter(words)
         if self.positions is None:

@@ -13,7 +13,6 @@ from regard.data.batches import inputs_and_targets
 from regard.models.decoder import Decoder, Real
 from regard.models.devices import lowered
 from regard.models.encoders import Encoder
-from regard.models.native import native
 from regard.training.loss import NOTHING, surprise
 
 NEVER = -1e4
@@ -67,15 +66,8 @@ class Learner(nn.Module):
         if self.encoder is not None:
             regions: Tensor = self.encoder(photos)
             return regions
-        if not torch.is_autocast_enabled(photos.device.type):
-            return photos.float()
-        like = torch.empty(0, dtype=torch.bfloat16, device=photos.device)
-        compiled = native("from_half", like) if photos.dtype == torch.float16 else None
-        if compiled is None:
-            return lowered(photos)
-        narrow = torch.empty_like(photos, dtype=torch.bfloat16)  # torch is slow at it on a CPU
-        compiled(photos.contiguous(), narrow, photos.numel())
-        return narrow
+        mixed = torch.is_autocast_enabled(photos.device.type)
+        return lowered(photos) if mixed else photos.float()
 
     def forward(
         self,
