@@ -65,29 +65,54 @@ def plain(name: str):
     return found
 
 
-@pytest.mark.parametrize("rows", [1, 3, 40])
 @pytest.mark.parametrize("words", [1, 63, 64, 2650])
-def test_the_greatest_of_each_row_are_those_of_a_stable_sort(rows, words):
-    torch.manual_seed(rows * words)
-    leading = plain("leading")
-    for scores in (
-        torch.randn(rows, words),
-        torch.randint(-3, 3, (rows, words)).float(),  # of equal ones the first
-        torch.randn(rows, words).masked_fill(torch.rand(rows, words) < 0.9, -torch.inf),
-    ):
-        for count in {1, min(5, words), min(70, words)}:
-            values, ids = torch.empty(rows, count), torch.empty(rows, count, dtype=torch.long)
-            leading(scores, values, ids, rows, words, count)
-            order = scores.sort(dim=1, descending=True, stable=True)
-            assert torch.equal(ids, order.indices[:, :count])
-            assert torch.equal(values, order.values[:, :count])
+@pytest.mark.parametrize("beams", [1, 3, 40])
+def test_beams_go_on_with_the_first_of_a_stable_sort(beams, words):
+    """Of equal scores the first."""
+    from regard import search
+
+    plain("go_on")
+    torch.manual_seed(beams * words)
+    for width, most in ((1, 3), (3, 3), (5, 2), (4, 70)):
+        row = torch.full((beams, width), -1)
+        going = torch.rand(beams, width) < 0.7
+        going[:, 0] = True
+        row[going] = torch.randperm(int(going.sum()))
+        totals = torch.randn(beams, width)
+        rows = int(going.sum())
+        for scores in (
+            torch.randn(rows, words),
+            torch.randint(-3, 3, (rows, words)).float(),
+            torch.randn(rows, words).masked_fill(torch.rand(rows, words) < 0.9, -torch.inf),
+        ):
+            compiled = search._best(scores, totals.numpy(), row.numpy(), most)
+            each = min(most, words)
+            best = scores.sort(dim=1, descending=True, stable=True)
+            values, ids = best.values[:, :each][row], best.indices[:, :each][row]  # (P, W, each)
+            joint = totals.unsqueeze(-1) + values
+            joint = joint.masked_fill(~going.unsqueeze(-1), -torch.inf).flatten(1)
+            sums, order = joint.sort(dim=1, descending=True, stable=True)
+            sums, order = sums[:, :most], order[:, :most]
+            real = sums.isfinite()
+            parents = order.div(each, rounding_mode="floor")
+            assert torch.equal(torch.from_numpy(compiled.totals), sums)
+            for found, expected in (
+                (compiled.parents, parents),
+                (compiled.ids, ids.flatten(1).gather(1, order)),
+                (compiled.words, values.flatten(1).gather(1, order)),
+            ):
+                assert torch.equal(torch.from_numpy(found)[real], expected[real])
 
 
 def test_rows_that_are_no_numbers_give_words_all_the_same():
-    scores, values = torch.full((2, 70), torch.nan), torch.empty(2, 3)
-    ids = torch.full((2, 3), -1)
-    plain("leading")(scores, values, ids, 2, 70, 3)
-    assert ((ids >= 0) & (ids < 70)).all()
+    from regard import search
+
+    plain("go_on")
+    totals, row = torch.zeros(2, 1), torch.tensor([[0], [1]])
+    best = search._best(torch.full((2, 70), torch.nan), totals.numpy(), row.numpy(), 3)
+    assert ((best.ids >= 0) & (best.ids < 70)).all()
+    assert (best.parents == 0).all()
+    assert (best.totals == -torch.inf).all()
 
 
 @pytest.mark.parametrize("rows", [1, 3, 40])

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -113,41 +113,48 @@ def beam_search(
     tokens = torch.full((beams,), rules.start).to(state.device)
     # What is kept of the beams is small, and of small arrays numpy's calls cost a part of torch's.
     totals = np.zeros((beams, 1), np.float32)
+    row = np.arange(beams)[:, None]  # of the state, where a beginning is going on; else -1
     places = np.full(beams, most)  # beginnings that each beam may still keep
     beam = np.arange(beams)  # which of them are going on
     for t in range(rules.max_length + 1):
         said = step(tokens, state)
         scores = _log_probabilities(said.logits, rules, t)  # (R, V)
-        # Beginnings (P, W) of the beams whose captions have not all ended; R of them are going on.
-        going = np.isfinite(totals)
         if t == rules.max_length:
-            trace.cut(t, totals, _in_table(scores[:, rules.end].cpu().numpy(), going))
+            trace.cut(t, totals, row, scores[:, rules.end].cpu().numpy())
             break
         scores = beginnings.choices(scores, said.logits, t)
+        # Beginnings (P, W) of the beams whose captions have not all ended; R of them are going on.
         if groups == 1:
-            chosen = _best(scores, totals, going, most)
+            totals, parents, ids, words = _best(scores, totals, row, most)
         else:
-            chosen = _best_apart(
-                scores, totals, going, most, places=places, beam=beam, groups=groups,
+            totals, parents, ids, words = _best_apart(
+                scores, totals, row, most, places=places, beam=beam, groups=groups,
                 diversity=diversity, end=rules.end,
             )  # fmt: skip
-        totals, parents, ids, words = chosen
-        alive = (np.arange(totals.shape[1]) < places[:, None]) & np.isfinite(totals)
-        ended = alive & (ids == rules.end)
-        rows = np.take_along_axis(_in_table(np.arange(len(scores)), going), parents, 1)
+        rows = np.take_along_axis(row, parents, 1)
         trace.add(parents, ids, words, said.attention, rows)
-        trace.end(t, totals, ended)
-        places = places - ended.sum(axis=1)
-        totals = np.where(alive & ~ended, totals, -np.inf)
-        going = np.isfinite(totals)
+        going: _Bools = np.isfinite(totals)
+        if (places < totals.shape[1]).any():
+            going &= np.arange(totals.shape[1]) < places[:, None]
+        ended: _Bools = going & (ids == rules.end)
+        if ended.any():
+            trace.end(t, totals, ended)
+            places = places - ended.sum(axis=1)
+            going &= ~ended
         unfinished: _Bools = np.any(going, axis=1)  # (P,)
-        if not unfinished.any():
-            break
-        state = said.state.select(torch.from_numpy(rows[going]).to(state.device))
-        tokens = torch.from_numpy(ids[going]).to(state.device)
-        beginnings.go_on(rows[going].tolist(), ids[going].tolist())
-        totals, places, beam = totals[unfinished], places[unfinished], beam[unfinished]
-        trace.leave_out(~unfinished)
+        if not unfinished.all():
+            if not unfinished.any():
+                break
+            trace.leave_out(~unfinished)
+            totals, going = totals[unfinished], going[unfinished]
+            places, beam = places[unfinished], beam[unfinished]
+            rows, ids = rows[unfinished], ids[unfinished]
+        before, now = rows[going], ids[going]  # (R,)
+        state = said.state.select(torch.from_numpy(before).to(state.device))
+        tokens = torch.from_numpy(now).to(state.device)
+        beginnings.go_on(before, now)
+        row = np.full(going.shape, -1)
+        row[going] = np.arange(len(now))
     found = trace.captions(most)
     return [_merged(found[b : b + groups]) for b in range(0, beams, groups)]
 
@@ -200,8 +207,8 @@ def sample(
         said = step(tokens, state)
         scores = _log_probabilities(said.logits, rules, t)  # (R, V)
         if t == rules.max_length:
-            ends = scores[:, rules.end].cpu().view(photos, count)
-            trace.cut(t, totals.numpy(), ends.numpy())
+            ends = scores[:, rules.end].cpu().numpy()
+            trace.cut(t, totals.numpy(), rows.masked_fill(~totals.isfinite(), -1).numpy(), ends)
             break
         scores = beginnings.choices(scores, said.logits, t).cpu()
         drawn_from = _narrowed(scores, temperature, top_k, top_p)
@@ -222,7 +229,7 @@ def sample(
         if not totals.isfinite().any():
             break
         state, tokens = said.state, ids.flatten().to(state.device)
-        beginnings.go_on(rows.flatten().tolist(), ids.flatten().tolist())
+        beginnings.go_on(rows.flatten().numpy(), ids.flatten().numpy())
     return trace.captions(count)
 
 
@@ -293,7 +300,9 @@ class _Chosen(NamedTuple):
     words: list[list[float]]
     """Its log-probability."""
     attention: Tensor
-    """``(P, W, L)``, float32 on the CPU."""
+    """``(R, L)``: where the rows looked."""
+    rows: list[list[int]]
+    """Which of them each goes on from."""
 
 
 class _Trace:
@@ -311,9 +320,9 @@ class _Trace:
         self, parents: _Ints, ids: _Ints, words: _Floats, attention: Tensor, rows: _Ints
     ) -> None:
         """One more word of each beginning, all ``(P, W)``; ``attention`` is ``(R, L)``."""
-        looked = attention[torch.from_numpy(rows).to(attention.device)].float().cpu()
         at = {b: p for p, b in enumerate(self._going)}
-        self._steps.append(_Chosen(at, parents.tolist(), ids.tolist(), words.tolist(), looked))
+        lists = parents.tolist(), ids.tolist(), words.tolist()
+        self._steps.append(_Chosen(at, *lists, attention, rows.tolist()))
 
     def end(self, t: int, totals: _Floats, ended: _Bools) -> None:
         """Beginnings ``(P, W)`` whose word of step ``t`` is the end."""
@@ -322,10 +331,13 @@ class _Trace:
             total, parent = float(totals[p, w]), chosen.parents[p][w]
             self._end(p, total, t, parent, end=chosen.words[p][w], cut=False)
 
-    def cut(self, t: int, totals: _Floats, ends: _Floats) -> None:
-        """Beginnings ``(P, W)`` alive after ``t`` words are ended there, at the end's own cost."""
-        for p, w in np.argwhere(np.isfinite(totals)).tolist():
-            end = float(ends[p, w])
+    def cut(self, t: int, totals: _Floats, row: _Ints, ends: _Floats) -> None:
+        """Beginnings ``(P, W)`` alive after ``t`` words are ended there, at the end's own cost.
+
+        ``ends`` is ``(R,)``, and ``row`` says which of them is a beginning's.
+        """
+        for p, w in np.argwhere(row >= 0).tolist():
+            end = float(ends[row[p, w]])
             self._end(p, float(totals[p, w]) + end, t, w, end=end, cut=True)
 
     def leave_out(self, finished: _Bools) -> None:
@@ -335,8 +347,9 @@ class _Trace:
         ]
 
     def captions(self, most: int) -> list[list[Hypothesis]]:
+        looked = [chosen.attention.float().cpu().numpy() for chosen in self._steps]
         return [
-            [self._read(b, *found) for found in sorted(ended, key=lambda e: -e[0])[:most]]
+            [self._read(b, looked, *found) for found in sorted(ended, key=lambda e: -e[0])[:most]]
             for b, ended in enumerate(self._ended)
         ]
 
@@ -344,24 +357,18 @@ class _Trace:
         score = total / (t + 1) ** self._rules.length_penalty
         self._ended[self._going[p]].append((score, t, row, end, cut))
 
-    def _read(self, b: int, score: float, t: int, w: int, end: float, cut: bool) -> Hypothesis:
+    def _read(
+        self, b: int, looked: Sequence[_Floats], score: float, t: int, w: int, end: float, cut: bool
+    ) -> Hypothesis:
         """The ``t`` words that lead to row ``w`` after step ``t - 1``."""
-        path: list[tuple[int, float, Tensor]] = []
-        for chosen in reversed(self._steps[:t]):
+        path: list[tuple[int, float, _Floats]] = []
+        for chosen, attention in zip(self._steps[t - 1 :: -1], looked[t - 1 :: -1], strict=True):
             p = chosen.at[b]
-            path.append((chosen.ids[p][w], chosen.words[p][w], chosen.attention[p, w]))
+            path.append((chosen.ids[p][w], chosen.words[p][w], attention[chosen.rows[p][w]]))
             w = chosen.parents[p][w]
-        ids, words, attention = zip(*reversed(path), strict=True)
-        return Hypothesis(ids, words, end, cut, torch.stack(attention), score)
-
-
-def _in_table(rows: NDArray[Any], going: _Bools) -> NDArray[Any]:
-    """Values of R rows, ``(R, ...)``, in the places of ``(P, W)`` that are going on; else zero."""
-    if len(rows) == going.size:
-        return rows.reshape(*going.shape, *rows.shape[1:])
-    table = np.zeros((*going.shape, *rows.shape[1:]), rows.dtype)
-    table[going] = rows
-    return table
+        ids, words, attentions = zip(*reversed(path), strict=True)
+        found = torch.from_numpy(np.stack(attentions))
+        return Hypothesis(ids, words, end, cut, found, score)
 
 
 class _Best(NamedTuple):
@@ -375,30 +382,42 @@ class _Best(NamedTuple):
     """Log-probabilities."""
 
 
-def _best(scores: Tensor, totals: _Floats, going: _Bools, most: int) -> _Best:
+def _best(scores: Tensor, totals: _Floats, row: _Ints, most: int) -> _Best:
     """What each beam goes on with.
 
     Args:
         scores: ``(R, V)``, of the next words of the beginnings that are going on.
         totals: ``(P, W)``, of the beginnings.
-        going: ``(P, W)``, R of them.
+        row: ``(P, W)``, which of the R each beginning is; -1 where it is not going on.
         most: continuations of each beam.
     """
-    found = _leading(scores, min(most, scores.shape[-1]))  # (R, W)
+    each = min(most, scores.shape[-1])
+    width = min(most, row.shape[1] * each)
+    if (native := native_plain("go_on", scores)) is not None:
+        shape = len(row), width
+        best = (
+            torch.empty(shape), torch.empty(shape, dtype=torch.long),
+            torch.empty(shape, dtype=torch.long), torch.empty(shape),
+        )  # fmt: skip
+        known = torch.from_numpy(row), torch.from_numpy(totals)
+        native(scores.contiguous(), *known, *best, *row.shape, scores.shape[-1], each, width)
+        return _Best(*(x.numpy() for x in best))
+    found = scores.topk(each, dim=1)  # (R, W)
+    values, indices = found.values.cpu().numpy(), found.indices.cpu().numpy()
     # All continuations that can be among the best, (P, W x W).
-    words, ids = (_in_table(x.cpu().numpy(), going) for x in found)
-    beams, beginnings, each = words.shape
-    joint = (totals[:, :, None] + words).reshape(beams, beginnings * each)
-    words, ids = words.reshape(joint.shape), ids.reshape(joint.shape)
-    chosen = np.argsort(-joint, axis=1, kind="stable")[:, :most]  # (P, W)
-    totals, ids, words = (np.take_along_axis(x, chosen, 1) for x in (joint, ids, words))
-    return _Best(totals, chosen // each, ids, words)
+    going = row >= 0
+    joint = np.where(going, totals, -np.inf)[:, :, None] + values[row]
+    joint = joint.reshape(len(row), -1)
+    chosen = np.argsort(-joint, axis=1, kind="stable")[:, :width]  # (P, W)
+    words, ids = values[row].reshape(joint.shape), indices[row].reshape(joint.shape)
+    sums, ids, words = (np.take_along_axis(x, chosen, 1) for x in (joint, ids, words))
+    return _Best(sums, chosen // each, ids, words)
 
 
 def _best_apart(
     scores: Tensor,
     totals: _Floats,
-    going: _Bools,
+    row: _Ints,
     most: int,
     *,
     places: _Ints,
@@ -412,7 +431,7 @@ def _best_apart(
     Args:
         scores: ``(R, V)``, as of :func:`_best`.
         totals: ``(P, W)``, too.
-        going: ``(P, W)``, too.
+        row: ``(P, W)``, too.
         most: continuations of each beam.
         places: ``(P,)``: how many continuations of a beam count.
         beam: ``(P,)``: number of the photo times ``groups``, plus that of the group.
@@ -421,19 +440,18 @@ def _best_apart(
         end: id that ends a caption, which all groups may say at once.
     """
     known: _Floats = scores.cpu().numpy()
-    row_of = _in_table(np.arange(len(known)), going)  # (P, W)
     spoken = np.zeros((int(beam.max()) // groups + 1, known.shape[-1]), np.float32)  # how often
     order: list[_Ints] = []
     parts: list[_Best] = []
     for group in range(groups):
         its = (beam % groups == group).nonzero()[0]  # (P',)
         photo = beam[its] // groups
-        here = going[its]
+        rows = row[its]  # (P', W)
+        here = rows >= 0
         less = np.repeat(np.float32(diversity) * spoken[photo], here.sum(axis=1), axis=0)  # (R', V)
-        rows = row_of[its][here]
-        found = _best(torch.from_numpy(known[rows] - less), totals[its], here, most)
-        table = np.take_along_axis(_in_table(rows, here), found.parents, 1)
-        words = known[table, found.ids]  # without what was taken off
+        own = np.where(here, np.cumsum(here).reshape(here.shape) - 1, -1)
+        found = _best(torch.from_numpy(known[rows[here]] - less), totals[its], own, most)
+        words = known[np.take_along_axis(rows, found.parents, 1), found.ids]  # nothing taken off
         real = np.isfinite(found.totals)
         words = np.where(real, words, -np.inf)
         before = np.take_along_axis(totals[its], found.parents, 1)
@@ -494,13 +512,13 @@ class _Beginnings:
         scores[silent, rules.end] = ends[:, rules.end]
         return scores
 
-    def go_on(self, rows: Sequence[int], ids: Sequence[int]) -> None:
-        """From now on the rows are these, each with one more word."""
+    def go_on(self, rows: _Ints, ids: _Ints) -> None:
+        """From now on the rows are these, each with one more word; both are ``(R,)``."""
         if self._rules.barred is not None:
-            before = [self._said[row] for row in rows]
+            before = [self._said[row] for row in rows.tolist()]
             self._said = [
                 None if said is None or word == self._rules.end else (*said, word)
-                for said, word in zip(before, ids, strict=True)
+                for said, word in zip(before, ids.tolist(), strict=True)
             ]
 
 
@@ -517,17 +535,6 @@ def _log_probabilities(logits: Tensor, rules: Rules, t: int) -> Tensor:
     if banned:
         logits = logits.index_fill(-1, torch.tensor(banned, device=logits.device), -torch.inf)
     return logits.log_softmax(dim=-1)
-
-
-def _leading(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The greatest scores of each row ``(R, V)``, greatest first, and their ids: ``(R, count)``."""
-    if (native := native_plain("leading", scores)) is None:
-        values, ids = scores.topk(count, dim=1)
-        return values, ids
-    values = torch.empty(len(scores), count)
-    ids = torch.empty(len(scores), count, dtype=torch.long)
-    native(scores.contiguous(), values, ids, *scores.shape, count)
-    return values, ids
 
 
 def _narrowed(scores: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:

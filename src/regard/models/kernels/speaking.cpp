@@ -80,6 +80,34 @@ inline void cell_one(const V* p, const V* z, const V* x, const float* c, float* 
     }
 }
 
+// The k greatest of V scores, greatest first, of equal ones the first first.
+inline void leading(const float* scores, float* value, int64_t* id, int64_t V, int64_t k) {
+    int64_t kept = 0;
+    for (int64_t from = 0; from < V; from += 64) {
+        const int64_t end = from + 64 < V ? from + 64 : V;
+        float most = -INFINITY;
+#pragma omp simd reduction(max : most)
+        for (int64_t j = from; j < end; j++) most = scores[j] > most ? scores[j] : most;
+        if (kept == k && !(most > value[k - 1])) continue;
+        for (int64_t j = from; j < end; j++) {
+            int64_t at = kept;
+            if (kept < k) {
+                kept++;
+            } else if (scores[j] > value[k - 1]) {
+                at = k - 1;
+            } else {
+                continue;
+            }
+            for (; at > 0 && scores[j] > value[at - 1]; at--) {
+                value[at] = value[at - 1];
+                id[at] = id[at - 1];
+            }
+            value[at] = scores[j];
+            id[at] = j;
+        }
+    }
+}
+
 #if defined(NARROW)
 
 // look_one for ROWS rows of one photo whose keys and queries are bf16, with the quicker tanh.
@@ -275,36 +303,45 @@ void log_probabilities(const float* logits, const int64_t* left_out, float* scor
     }
 }
 
-// The k greatest scores of each row (R, V), greatest first, of equal ones the first first.
-void leading(const float* scores, float* values, int64_t* ids, int64_t R, int64_t V, int64_t k,
-             int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (R * V > 65536)
-    for (int64_t r = 0; r < R; r++) {
-        const float* row = scores + r * V;
-        float* value = values + r * k;
-        int64_t* id = ids + r * k;
-        int64_t kept = 0;
-        for (int64_t from = 0; from < V; from += 64) {
-            const int64_t end = from + 64 < V ? from + 64 : V;
-            float most = -INFINITY;
-#pragma omp simd reduction(max : most)
-            for (int64_t j = from; j < end; j++) most = row[j] > most ? row[j] : most;
-            if (kept == k && !(most > value[k - 1])) continue;
-            for (int64_t j = from; j < end; j++) {
-                int64_t at = kept;
-                if (kept < k) {
-                    kept++;
-                } else if (row[j] > value[k - 1]) {
-                    at = k - 1;
-                } else {
-                    continue;
+// What P beams of W beginnings go on with: of each beam the `most` continuations with the greatest
+// sums of a beginning's total (P, W) and one of the `each` greatest scores (R, V) of its row (P, W),
+// which is -1 where there is none. Greatest first, of equal ones that of the first beginning. Totals,
+// beginnings, words and scores are (P, most).
+void go_on(const float* scores, const int64_t* row, const float* totals, float* sums,
+           int64_t* parents, int64_t* ids, float* words, int64_t P, int64_t W, int64_t V,
+           int64_t each, int64_t most, int threads) {
+#pragma omp parallel num_threads(threads) if (P * W * V > 65536)
+    {
+        std::vector<float> value(each);
+        std::vector<int64_t> id(each);
+#pragma omp for schedule(static)
+        for (int64_t p = 0; p < P; p++) {
+            float *sum = sums + p * most, *word = words + p * most;
+            int64_t *parent = parents + p * most, *said = ids + p * most;
+            for (int64_t i = 0; i < most; i++) {
+                sum[i] = word[i] = -INFINITY;
+                parent[i] = said[i] = 0;
+            }
+            for (int64_t w = 0; w < W; w++) {
+                const int64_t r = row[p * W + w];
+                if (r < 0) continue;
+                leading(scores + r * V, value.data(), id.data(), V, each);
+                for (int64_t i = 0; i < each; i++) {
+                    const float total = totals[p * W + w] + value[i];
+                    int64_t at = most;
+                    while (at > 0 && total > sum[at - 1]) at--;
+                    if (at == most) break;
+                    for (int64_t to = most - 1; to > at; to--) {
+                        sum[to] = sum[to - 1];
+                        parent[to] = parent[to - 1];
+                        said[to] = said[to - 1];
+                        word[to] = word[to - 1];
+                    }
+                    sum[at] = total;
+                    parent[at] = w;
+                    said[at] = id[i];
+                    word[at] = value[i];
                 }
-                for (; at > 0 && row[j] > value[at - 1]; at--) {
-                    value[at] = value[at - 1];
-                    id[at] = id[at - 1];
-                }
-                value[at] = row[j];
-                id[at] = j;
             }
         }
     }
