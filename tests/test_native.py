@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from regard import search
 from regard.models import native, recurrence
 
 
@@ -65,48 +66,61 @@ def plain(name: str):
     return found
 
 
+def beginnings(beams: int, width: int):
+    """Some beginnings of each beam: which rows they are, and their totals."""
+    row = torch.full((beams, width), -1)
+    going = torch.rand(beams, width) < 0.7
+    going[:, 0] = True
+    row[going] = torch.randperm(int(going.sum()))
+    return row, torch.randn(beams, width)
+
+
 @pytest.mark.parametrize("words", [1, 63, 64, 2650])
 @pytest.mark.parametrize("beams", [1, 3, 40])
 def test_beams_go_on_with_the_first_of_a_stable_sort(beams, words):
-    """Of equal scores the first."""
-    from regard import search
-
     plain("go_on")
     torch.manual_seed(beams * words)
     for width, most in ((1, 3), (3, 3), (5, 2), (4, 70)):
-        row = torch.full((beams, width), -1)
-        going = torch.rand(beams, width) < 0.7
-        going[:, 0] = True
-        row[going] = torch.randperm(int(going.sum()))
-        totals = torch.randn(beams, width)
-        rows = int(going.sum())
+        row, totals = beginnings(beams, width)
+        random = torch.randn(int(row.max()) + 1, words)
         for scores in (
-            torch.randn(rows, words),
-            torch.randint(-3, 3, (rows, words)).float(),
-            torch.randn(rows, words).masked_fill(torch.rand(rows, words) < 0.9, -torch.inf),
+            random,
+            torch.randint_like(random, -3, 3),
+            random.masked_fill(torch.rand_like(random) < 0.9, -torch.inf),
         ):
-            compiled = search._best(scores, totals.numpy(), row.numpy(), most)
+            found = search._best(scores, totals.numpy(), row.numpy(), most)
             each = min(most, words)
             best = scores.sort(dim=1, descending=True, stable=True)
             values, ids = best.values[:, :each][row], best.indices[:, :each][row]  # (P, W, each)
             joint = totals.unsqueeze(-1) + values
-            joint = joint.masked_fill(~going.unsqueeze(-1), -torch.inf).flatten(1)
-            sums, order = joint.sort(dim=1, descending=True, stable=True)
-            sums, order = sums[:, :most], order[:, :most]
+            joint = joint.masked_fill((row < 0).unsqueeze(-1), -torch.inf).flatten(1)
+            sums, order = (x[:, :most] for x in joint.sort(dim=1, descending=True, stable=True))
+            assert torch.equal(torch.from_numpy(found.totals), sums)
             real = sums.isfinite()
-            parents = order.div(each, rounding_mode="floor")
-            assert torch.equal(torch.from_numpy(compiled.totals), sums)
-            for found, expected in (
-                (compiled.parents, parents),
-                (compiled.ids, ids.flatten(1).gather(1, order)),
-                (compiled.words, values.flatten(1).gather(1, order)),
+            for ours, expected in (
+                (found.parents, order.div(each, rounding_mode="floor")),
+                (found.ids, ids.flatten(1).gather(1, order)),
+                (found.words, values.flatten(1).gather(1, order)),
             ):
-                assert torch.equal(torch.from_numpy(found)[real], expected[real])
+                assert torch.equal(torch.from_numpy(ours)[real], expected[real])
+
+
+@pytest.mark.parametrize("most", [1, 3, 70])
+def test_beams_go_on_without_a_compiler_as_with_one(most, monkeypatch):
+    plain("go_on")
+    torch.manual_seed(most)
+    row, totals = beginnings(12, 3)
+    scores = torch.randn(int(row.max()) + 1, 500)
+    compiled = search._best(scores, totals.numpy(), row.numpy(), most)
+    monkeypatch.setenv("REGARD_COMPILER", "")
+    plainly = search._best(scores, totals.numpy(), row.numpy(), most)
+    real = compiled.totals > -torch.inf
+    for ours, theirs in zip(compiled, plainly, strict=True):
+        assert (ours[real] == theirs[real]).all()
+    assert (real == (plainly.totals > -torch.inf)).all()
 
 
 def test_rows_that_are_no_numbers_give_words_all_the_same():
-    from regard import search
-
     plain("go_on")
     totals, row = torch.zeros(2, 1), torch.tensor([[0], [1]])
     best = search._best(torch.full((2, 70), torch.nan), totals.numpy(), row.numpy(), 3)
