@@ -91,16 +91,16 @@ def settings(init: Path | str, *more: str) -> Config:
 
 
 def test_the_reward_rises(base, data, tmp_path):
-    config = settings(base, "train.epochs=18", "train.learning_rate=2e-3")
+    config = settings(base, "train.epochs=26", "train.learning_rate=2e-3")
     outcome = train(data, config, tmp_path / "run", machine=HERE)
     epochs = read_log(tmp_path / "run" / "log" / "epochs.csv")
     rewards = [row["reward"] for row in epochs]
-    assert np.mean(rewards[-5:]) > 1.25 * np.mean(rewards[:2])  # it rises from the start
+    assert np.mean(rewards[-5:]) > 1.25 * np.mean(rewards[:3])
     assert {"spread", "surprise", "repeated", "cut_off", "words_used"} <= epochs[0].keys()
     assert all(0 <= row["cut_off"] <= 1 <= row["words_used"] for row in epochs)
     assert outcome.progress.best >= max(row["CIDEr"] for row in epochs)
     steps = read_log(tmp_path / "run" / "log" / "steps.csv")
-    assert len(steps) == 18 * 4
+    assert len(steps) == 26 * 4
     assert np.mean([row["reward"] for row in steps[:4]]) == pytest.approx(rewards[0])
     # Captions drawn and read again have the same probability: what cannot be drawn is in neither.
     assert steps[0]["loss"] == pytest.approx(steps[0]["surprise"], rel=1e-4)

@@ -133,18 +133,16 @@ def beam_search(
             )  # fmt: skip
         rows = np.take_along_axis(row, parents, 1)
         trace.add(parents, ids, words, said.attention, rows)
-        going: _Bools = np.isfinite(totals)
-        if (places < totals.shape[1]).any():
-            going &= np.arange(totals.shape[1]) < places[:, None]
+        going = np.isfinite(totals) & (np.arange(totals.shape[1]) < places[:, None])
         ended: _Bools = going & (ids == rules.end)
         if ended.any():
             trace.end(t, totals, ended)
             places = places - ended.sum(axis=1)
             going &= ~ended
         unfinished: _Bools = np.any(going, axis=1)  # (P,)
+        if not unfinished.any():
+            break
         if not unfinished.all():
-            if not unfinished.any():
-                break
             trace.leave_out(~unfinished)
             totals, going = totals[unfinished], going[unfinished]
             places, beam = places[unfinished], beam[unfinished]

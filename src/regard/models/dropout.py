@@ -19,7 +19,24 @@ from torch.nn import functional
 from regard.models.native import native
 
 
-class Dropout(nn.Module):
+class _LeftOut(nn.Module):
+    """A share of something, left out at random in training alone."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    @property
+    def all_stay(self) -> bool:
+        """Whether nothing is left out now."""
+        return not self.training or not self.share
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows of it."""
+        return f"{self.share}"
+
+
+class Dropout(_LeftOut):
     """Leaves values out at random in training, and scales the rest so that their mean stays.
 
     Args:
@@ -27,13 +44,9 @@ class Dropout(nn.Module):
             multiple of 1/256, but never to 0 or 1 if it is neither.
     """
 
-    def __init__(self, share: float) -> None:
-        super().__init__()
-        self.share = share
-
     def forward(self, x: Tensor) -> Tensor:
         """Values of any shape; as they are outside training."""
-        if not self.training or not self.share:
+        if self.all_stay:
             return x
         if x.device.type != "cpu":
             return functional.dropout(x, self.share)
@@ -46,12 +59,8 @@ class Dropout(nn.Module):
         mask = numbers.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
         return x * mask.to(x.dtype).mul_(256 / (256 - dropped))
 
-    def extra_repr(self) -> str:
-        """What ``print`` shows of it."""
-        return f"{self.share}"
 
-
-class WordDropout(nn.Module):
+class WordDropout(_LeftOut):
     """Leaves whole words out at random in training, so that the photo has to tell what they would.
 
     Source: Bowman et al., "Generating sentences from a continuous space" (2016), section 3.1, with
@@ -61,10 +70,6 @@ class WordDropout(nn.Module):
         share: of the words that are left out, at least 0 and below 1.
     """
 
-    def __init__(self, share: float) -> None:
-        super().__init__()
-        self.share = share
-
     def forward(self, words: Tensor, places: Tensor) -> Tensor:
         """Vectors ``(..., E)`` of words; as they are outside training.
 
@@ -72,13 +77,13 @@ class WordDropout(nn.Module):
             words: the vectors.
             places: of each in its caption, ``(...)``; the first, ``<START>``, stays.
         """
-        if not self.training or not self.share:
+        if self.all_stay:
             return words
         kept = (torch.rand(words.shape[:-1], device=words.device) >= self.share) | (places == 0)
         return words * kept.unsqueeze(-1).to(words.dtype)
 
 
-class RegionDropout(nn.Module):
+class RegionDropout(_LeftOut):
     """Leaves regions out at random in training, so many of each photo: there is less to compute.
 
     Source: Liu et al., "PatchDropout: economizing vision transformers using patch dropout" (2023),
@@ -88,13 +93,9 @@ class RegionDropout(nn.Module):
         share: of the L regions that are left out, but for one; at least 0 and below 1.
     """
 
-    def __init__(self, share: float) -> None:
-        super().__init__()
-        self.share = share
-
     def forward(self, regions: Tensor) -> Tensor:
         """Regions ``(B, L, D)`` to ``(B, L', D)``, in their order; all of them outside training."""
-        if not self.training or not self.share:
+        if self.all_stay:
             return regions
         photos, count, _ = regions.shape
         left = max(1, round(count * (1 - self.share)))

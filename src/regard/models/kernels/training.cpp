@@ -51,7 +51,8 @@ inline void compare(const T* rows, const T* region, T* out, int64_t L, int64_t D
 
 #if defined(NARROW)
 
-// The same for ROWS rows of one photo whose keys and queries are bf16, with the quicker tanh. d_q (ROWS, A) and d_e (ROWS, L) are float.
+// The way back of look for ROWS rows of one photo whose keys and queries are bf16, with the quicker
+// tanh and without the factor v: see look_back. d_q (ROWS, A) and d_e (ROWS, L) are float.
 template <int ROWS>
 void look_back_rows(const bfloat16* key, const bfloat16* queries, int64_t stride, const float* d_e,
                     float* d_q, float* d_key, float* d_v, int64_t L, int64_t A) {
