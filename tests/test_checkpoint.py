@@ -15,6 +15,7 @@ from regard.checkpoint import Model, read_model, write_model
 from regard.config import Config, make_config
 from regard.errors import ModelError
 from regard.files import hash_file
+from regard.metrics.cider import DocumentFrequencies
 from regard.models.decoder import Decoder
 from regard.models.encoders import Encoder
 from regard.text.subwords import Subwords
@@ -54,6 +55,7 @@ def save(
     write_model(
         folder, config=config, vocabulary=words, encoder=encoder, decoder=decoder,
         scores={"split": "val (3 photos)", "CIDEr": 0.5}, data="tiny (table), 3 photos",
+        frequencies=DocumentFrequencies(3, {("a", "dog"): 2}),
     )  # fmt: skip
     return folder
 
@@ -93,9 +95,10 @@ def test_saved_and_loaded_is_the_same(tmp_path, kind, words):
     assert model.vocabulary.words == words.words
     assert model.config == config
     assert model.scores["CIDEr"] == 0.5
+    assert model.frequencies() == DocumentFrequencies(3, {("a", "dog"): 2})
     assert not any(p.requires_grad for p in model.decoder.parameters())
     assert sorted(f.name for f in folder.iterdir()) == [
-        "README.md", "config.json", "model.safetensors", words.file_name,
+        "README.md", "config.json", "frequencies.json", "model.safetensors", words.file_name,
     ]  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from regard.config import make_config
 from regard.describe import Decoding
 from regard.errors import ConfigError, MissingExtraError, ModelError, RegardError
 from regard.exported import Network, find_exported, load_exported
+from regard.metrics.cider import DocumentFrequencies
 from regard.models.decoder import Parts, Speaker
 from regard.models.small import SmallEncoder
 from regard.text.subwords import Subwords
@@ -78,6 +79,7 @@ def save_model(folder: Path, settings: list[str], encoder: str = "small") -> Pat
     write_model(
         folder, config=config, vocabulary=words, encoder=seer, decoder=decoder,
         scores={"CIDEr": 0.5}, data="tiny",
+        frequencies=DocumentFrequencies.of([[caption] for caption in CAPTIONS]),
     )  # fmt: skip
     card = folder / "README.md"
     card.write_text(card.read_text() + "\nOnly for the tests of others.\n")
@@ -132,10 +134,11 @@ def test_the_folder_is_complete(folders):
     words = next(n for n in ("vocabulary.json", "tokenizer.json") if (model / n).is_file())
     assert sorted(file.name for file in out.iterdir()) == sorted([
         "README.md", "config.json", "decoder_start.onnx", "decoder_step.onnx", "encoder.onnx",
-        words,
+        "frequencies.json", words,
     ])  # fmt: skip
     assert sorted(p.name for p in out.parent.iterdir() if p.name != "cache") == ["model", "out"]
-    assert (out / words).read_bytes() == (model / words).read_bytes()
+    for name in (words, "frequencies.json"):
+        assert (out / name).read_bytes() == (model / name).read_bytes()
     assert find_exported(out) == out
     assert find_exported(model) is None
     before, card = ((f / "README.md").read_text() for f in folders)
@@ -152,7 +155,8 @@ def test_the_folder_is_complete(folders):
 @pytest.mark.parametrize("decoding", [
     Decoding(beam=1, max_length=9), Decoding(beam=3, max_length=9),
     Decoding(sampling=True, count=3, seed=1, max_length=9),
-], ids=["greedy", "beam", "draws"])  # fmt: skip
+    Decoding(beam=3, max_length=9, consensus=20),
+], ids=["greedy", "beam", "draws", "consensus"])  # fmt: skip
 def test_captions_are_those_of_torch(folders, photos, decoding, batch_size):
     model, out = folders
     exported = load(out)

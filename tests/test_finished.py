@@ -221,7 +221,7 @@ def test_search_keeps_to_what_was_asked(kind, loaded, photos):
 
 
 @pytest.mark.parametrize("kind", ALL)
-@pytest.mark.parametrize("options", [{"prefix": "a photo"}, {"groups": 3}])
+@pytest.mark.parametrize("options", [{"prefix": "a photo"}, {"groups": 3}, {"consensus": 5}])
 def test_options_that_its_program_lacks_are_refused(kind, options, loaded, photos):
     with pytest.raises(ConfigError, match=f"^{next(iter(options))} is .*no such option"):
         loaded[kind].describe(photos, Decoding(**options))

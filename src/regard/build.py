@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from regard.config import Config, DecoderConfig, EncoderConfig, TextConfig
-from regard.errors import ConfigError
+from regard.errors import ConfigError, ModelError
+from regard.metrics.cider import DocumentFrequencies
 from regard.models.decoder import Decoder
 from regard.models.encoders import Encoder, load_encoder
 from regard.models.lstm import LstmDecoder
@@ -84,6 +85,21 @@ def read_vocabulary(folder: Path, setting: str) -> Lexicon:
     """
     kind: type[Subwords | Vocabulary] = Subwords if setting.startswith("bpe:") else Vocabulary
     return kind.load(folder / kind.file_name)
+
+
+def read_frequencies(folder: Path | None) -> DocumentFrequencies:
+    """Those of a model folder or of an exported captioner's.
+
+    Raises:
+        ModelError: there are none, or they are damaged.
+    """
+    file = (folder or Path()) / DocumentFrequencies.file_name
+    if folder is None or not file.is_file():
+        raise ModelError(
+            f"A consensus needs to know how common phrases are, and {folder or 'this captioner'} "
+            f"has no {file.name}. Train it with this version of regard, or leave --consensus out."
+        )
+    return DocumentFrequencies.load(file)
 
 
 def with_embedding_width(config: Config, vectors: WordVectors | None) -> Config:

@@ -252,6 +252,7 @@ class Captioner(AnyCaptioner):
             regions.to(self.device, torch.float32),
             grid=self.model.encoder.grid,
             decoding=decoding,
+            frequencies=self.model.frequencies,
         )
 
     @property
@@ -334,8 +335,10 @@ class EnsembleCaptioner(AnyCaptioner):
                     for encode, images in zip(encoders, zip(*prepared, strict=True), strict=True)
                 ]
             regions = self.ensemble.regions(each).to(self.device, torch.float32)
-            vocabulary = self.ensemble.vocabulary
-            return describe(self._speaker, vocabulary, regions, grid=self.grid, decoding=decoding)
+            return describe(
+                self._speaker, self.ensemble.vocabulary, regions, grid=self.grid, decoding=decoding,
+                frequencies=self.ensemble.frequencies,
+            )  # fmt: skip
 
         return describer
 
@@ -419,8 +422,9 @@ class ExportedCaptioner(AnyCaptioner):
         def describer(prepared: Sequence[np.ndarray], decoding: Decoding) -> list[list[Caption]]:
             regions = model.encode(torch.from_numpy(np.stack(prepared)))  # (B, L, D)
             return describe(
-                model.decoder, model.vocabulary, regions, grid=model.grid, decoding=decoding
-            )
+                model.decoder, model.vocabulary, regions, grid=model.grid, decoding=decoding,
+                frequencies=model.frequencies,
+            )  # fmt: skip
 
         return describer
 

@@ -4,6 +4,7 @@
 ``config.json``           format version, settings, encoder, measured scores, hash of the weights
 ``vocabulary.json``       the words in the order of their ids; or, of pieces of words,
 ``tokenizer.json``        how words are made of them
+``frequencies.json``      how many photos of the training split have which phrase
 ``model.safetensors``     the decoder's weights, and the encoder's where they were trained
 ``README.md``             the model card
 ========================  ==========================================================================
@@ -17,6 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import regard
-from regard.build import build_decoder, build_encoder, read_vocabulary
+from regard.build import build_decoder, build_encoder, read_frequencies, read_vocabulary
 from regard.card import CARE, score_table
 from regard.config import Config, recorded
 from regard.errors import ConfigError, ModelError
 from regard.files import hash_file, replaced_folder
+from regard.metrics.cider import DocumentFrequencies
 from regard.models.decoder import Decoder
 from regard.models.encoders import Encoder, encoder_from_description
 from regard.models.hub import WEIGHTS, fetch, is_hub_id
@@ -51,6 +54,7 @@ IN_THE_BOX = Path(__file__).parent / "box" / regard.DEFAULT_MODEL
 
 _FILES = ("config.json", WEIGHTS)
 _VOCABULARIES = (Vocabulary.file_name, Subwords.file_name)
+_OPTIONAL = (*_VOCABULARIES, DocumentFrequencies.file_name, "README.md")
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,18 @@ class Model:
         """The decoder in the form that is used, on the device where it is now."""
         return self.decoder.fast(self.config.train.precision)
 
+    def frequencies(self) -> DocumentFrequencies:
+        """How many photos of the training split have which phrase; read when it is asked for.
+
+        Raises:
+            ModelError: the folder does not say.
+        """
+        return self._frequencies
+
+    @cached_property
+    def _frequencies(self) -> DocumentFrequencies:
+        return read_frequencies(self.folder)
+
 
 def write_model(
     folder: Path,
@@ -82,6 +98,7 @@ def write_model(
     decoder: Decoder,
     scores: Mapping[str, Any],
     data: str,
+    frequencies: DocumentFrequencies,
 ) -> None:
     """Write a model folder: the whole of it beside its place, then renamed.
 
@@ -93,6 +110,7 @@ def write_model(
         decoder: any mode, any device.
         scores: what was measured, by name, with the split and the settings it was measured with.
         data: the name of the data set, for the card.
+        frequencies: how many photos of the training split have which phrase.
     """
     tensors = {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
     if encoder.stored:
@@ -113,6 +131,7 @@ def write_model(
             "data": data,
         }
         vocabulary.save(beside / vocabulary.file_name)
+        frequencies.save(beside / frequencies.file_name)
         card = _card(described, config, len(vocabulary))
         (beside / "README.md").write_text(card, encoding="utf-8")
         text = json.dumps(described, indent=1) + "\n"
@@ -205,8 +224,8 @@ def _find(source: str | Path, revision: str | None) -> Path:
         )
     return fetch(
         name,
-        (_FILES[0], *_VOCABULARIES, "README.md", WEIGHTS),
-        optional=(*_VOCABULARIES, "README.md"),
+        (_FILES[0], *_OPTIONAL, WEIGHTS),
+        optional=_OPTIONAL,
         revision=revision,
         subject="Model",
         option="--model",

@@ -127,6 +127,14 @@ Diversity = Annotated[
 Sampling = Annotated[
     bool, typer.Option("--sample", help="Draw the words at random instead of beam search.")
 ]
+Consensus = Annotated[
+    int,
+    typer.Option(
+        "--consensus",
+        metavar="N",
+        help="Order candidates by how far N captions drawn at random agree with them.",
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the draws.")]
 Temperature = Annotated[
     float, typer.Option("--temperature", help="Of the draws: below 1 sharper, above 1 flatter.")
@@ -463,6 +471,7 @@ def caption(
     temperature: Temperature = 1.0,
     top_k: TopK = None,
     top_p: TopP = None,
+    consensus: Consensus = 0,
     seed: Seed = 0,
     count: Annotated[
         int,
@@ -715,6 +724,7 @@ def evaluate(
     temperature: Temperature = 1.0,
     top_k: TopK = None,
     top_p: TopP = None,
+    consensus: Consensus = 0,
     seed: Seed = 0,
     count: Annotated[
         int,
@@ -982,6 +992,10 @@ def _decoding(options: Mapping[str, Any]) -> Decoding:
     """How captions are chosen, by a command's options: one of the same name for each field."""
     from regard.describe import Decoding
 
+    if options["consensus"] and options["rerank"]:
+        raise RegardError(
+            "--consensus and --rerank each put the candidates in an order of their own. Give one."
+        )
     chosen = {field.name: options[field.name] for field in fields(Decoding)}
     return Decoding(**chosen | {"forbid": tuple(chosen["forbid"] or ())})
 

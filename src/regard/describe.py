@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from regard.errors import ConfigError
-from regard.models.decoder import Speaker
-from regard.search import Hypothesis, Rules, beam_search, sample
+from regard.metrics.agreement import agreement
+from regard.metrics.cider import DocumentFrequencies
+from regard.models.decoder import Speaker, State
+from regard.search import Hypothesis, Rules, beam_search, draw, sample
 from regard.text.phrases import Phrases
 from regard.text.tokenise import detokenise, tokenise
 from regard.text.vocabulary import Lexicon
@@ -57,6 +59,10 @@ class Decoding:
     """Draw from this many most probable words only."""
     top_p: float | None = None
     """Draw from the most probable words that together reach this probability."""
+    consensus: int = 0
+    """Captions drawn of each photo (with ``seed``, at temperature 1) with which its candidates are
+    compared: the one that they agree with most comes first. 0 leaves candidates in the order of
+    their score. See :mod:`regard.metrics.agreement`."""
 
     def __post_init__(self) -> None:
         checks = [
@@ -102,6 +108,7 @@ class Decoding:
                 "above 0, at most 100",
             ),
             ("seed", self.seed, 0 <= self.seed < 2**40, "at least 0 and below 2^40"),
+            ("consensus", self.consensus, 0 <= self.consensus <= 1000, "from 0 to 1000"),
             ("top-k", self.top_k, self.top_k is None or self.top_k >= 1, "at least 1"),
             ("top-p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "above 0, at most 1"),
             *(
@@ -142,7 +149,14 @@ class Caption:
     cut: bool
     """Whether it was ended because it had reached the greatest length."""
     similarity: float | None = None
-    """Cosine of photo and caption by a CLIP that candidates were ordered by; none if by score."""
+    """Cosine of photo and caption by a CLIP that candidates were ordered by, else none."""
+    agreement: float | None = None
+    """Mean CIDEr-D with captions drawn of the photo that candidates were ordered by, else none."""
+
+    @property
+    def standing(self) -> float:
+        """What it was ordered by: similarity, agreement or score."""
+        return next(v for v in (self.similarity, self.agreement, self.score) if v is not None)
 
 
 def describe(
@@ -152,6 +166,7 @@ def describe(
     *,
     grid: tuple[int, int],
     decoding: Decoding,
+    frequencies: Callable[[], DocumentFrequencies] | None = None,
 ) -> list[list[Caption]]:
     """Caption photos.
 
@@ -161,13 +176,15 @@ def describe(
         regions: ``(B, L, D)`` in float32 on the decoder's device.
         grid: H and W, with H x W = L.
         decoding: how captions are chosen.
+        frequencies: for a consensus: how many training photos have which phrase.
 
     Returns:
         For each photo its captions, best first, at least one.
 
     Raises:
-        ConfigError: the vocabulary lacks a word of the prefix, or the prefix is too long; or no
-            caption can be begun because every word is forbidden.
+        ConfigError: the vocabulary lacks a word of the prefix, or the prefix is too long; no
+            caption can be begun because every word is forbidden; or there is a consensus to find
+            and there are no frequencies.
     """
     rules = rules_of(decoding, vocabulary)
     with torch.inference_mode():
@@ -183,7 +200,55 @@ def describe(
             decoder.step, state, photos, rules=rules, width=decoding.beam,
             groups=decoding.groups, diversity=decoding.diversity,
         )  # fmt: skip
-    return [[_in_words(h, vocabulary, grid) for h in hypotheses] for hypotheses in found]
+    captions = [[_in_words(h, vocabulary, grid) for h in hypotheses] for hypotheses in found]
+    if not decoding.consensus:
+        return captions
+    if frequencies is None:
+        raise ConfigError("A consensus needs to know how common phrases are; give frequencies.")
+    drawn = _drawn(decoder, vocabulary, state, photos, rules, decoding)
+    return [_in_agreement(*each, frequencies()) for each in zip(captions, drawn, strict=True)]
+
+
+def _in_agreement(
+    candidates: Sequence[Caption], drawn: Sequence[Sequence[str]], frequencies: DocumentFrequencies
+) -> list[Caption]:
+    """The captions of one photo, those that the drawn ones agree with most first."""
+    agreed = agreement([caption.words for caption in candidates], drawn, frequencies)
+    known = map(lambda c, a: replace(c, agreement=a), candidates, agreed.tolist())
+    return sorted(known, key=lambda caption: -(caption.agreement or 0.0))  # equals: by score
+
+
+_AT_ONCE = 4096
+"""Captions that are drawn at once: their scores are this many times V."""
+
+
+def _drawn(
+    decoder: Speaker,
+    vocabulary: Lexicon,
+    state: State,
+    photos: int,
+    rules: Rules,
+    decoding: Decoding,
+) -> list[list[tuple[str, ...]]]:
+    """Captions of each photo, drawn with the same numbers whatever photos are beside it."""
+    random = np.random.default_rng(decoding.seed)
+    numbers = random.random((decoding.consensus, rules.max_length + 1), dtype=np.float32)
+    drawn: list[list[tuple[str, ...]]] = [[] for _ in range(photos)]
+    at_once = max(1, _AT_ONCE // photos)
+    for first in range(0, decoding.consensus, at_once):
+        uniform = torch.from_numpy(numbers[first : first + at_once]).to(state.device)
+        ids = draw(
+            decoder.step, state, rules=rules, uniform=uniform.expand(photos, *uniform.shape)
+        ).ids
+        for captions, each in zip(drawn, ids.tolist(), strict=True):
+            captions += (drawn_words(one, vocabulary) for one in each)
+    return drawn
+
+
+def drawn_words(ids: Sequence[int], vocabulary: Lexicon) -> tuple[str, ...]:
+    """The words of a caption of :func:`regard.search.draw`."""
+    said = [i for i in ids if i not in (-1, vocabulary.end)]
+    return tuple(spelled.word for spelled in vocabulary.spell(said))
 
 
 def rules_of(decoding: Decoding, vocabulary: Lexicon) -> Rules:

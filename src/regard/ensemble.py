@@ -14,6 +14,7 @@ from regard.checkpoint import Model, read_model
 from regard.errors import ModelError
 from regard.exported import find_exported
 from regard.finished import find_finished
+from regard.metrics.cider import DocumentFrequencies
 from regard.models.decoder import Speaker
 from regard.models.encoders import Encoder
 from regard.models.together import Together, side_by_side
@@ -65,6 +66,14 @@ class Ensemble:
     def vocabulary(self) -> Lexicon:
         """Of all members."""
         return self.members[0].vocabulary
+
+    def frequencies(self) -> DocumentFrequencies:
+        """How many photos of the first member's training split have which phrase.
+
+        Raises:
+            ModelError: its folder does not say.
+        """
+        return self.members[0].frequencies()
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -151,8 +151,9 @@ def evaluate_model(
         each = [torch.from_numpy(store.read(batch)) for store in stores]
         regions = ensemble.regions(each).to(there, torch.float32)
         return describe(
-            speaker, ensemble.vocabulary, regions, grid=ensemble.grid, decoding=decoding
-        )
+            speaker, ensemble.vocabulary, regions, grid=ensemble.grid, decoding=decoding,
+            frequencies=ensemble.frequencies,
+        )  # fmt: skip
 
     captions, cut = _captioned(paths, say, batch_size, clip, on_captions)
     settings = {

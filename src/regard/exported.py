@@ -4,6 +4,7 @@
 ``config.json``           format version, encoder with its preparation, ids, state, hashes
 ``vocabulary.json``       the words in the order of their ids; or, of pieces of words,
 ``tokenizer.json``        how words are made of them
+``frequencies.json``      how many photos of the training split have which phrase, for a consensus
 ``encoder.onnx``          prepared photos ``(B, 3, height, width)`` to regions ``(B, L, D)``
 ``decoder_start.onnx``    regions to the state before the first word
 ``decoder_step.onnx``     tokens ``(B, K)`` and a state to scores, attention and the next state
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,11 @@ import torch
 from torch import Tensor
 
 import regard
-from regard.build import read_vocabulary
+from regard.build import read_frequencies, read_vocabulary
 from regard.errors import ConfigError, MissingExtraError, ModelError
 from regard.files import hash_file
 from regard.images import Preparation
+from regard.metrics.cider import DocumentFrequencies
 from regard.models.decoder import Parts, Rows, Step
 from regard.models.hub import fetch, is_hub_id
 from regard.models.processors import read_json
@@ -47,8 +50,8 @@ NEXT = "next_"
 _VOCABULARIES = (Vocabulary.file_name, Subwords.file_name)
 # What one file of ONNX cannot hold stands beside it.
 _LARGE = tuple(f"{name}.data" for name in (ENCODER, START, STEP))
-_FILES = ("config.json", *_VOCABULARIES, "README.md", *_LARGE, START, STEP, ENCODER)
-_OPTIONAL = (*_VOCABULARIES, "README.md", *_LARGE)
+_OPTIONAL = (*_VOCABULARIES, DocumentFrequencies.file_name, "README.md", *_LARGE)
+_FILES = ("config.json", *_OPTIONAL, START, STEP, ENCODER)
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,18 @@ class Exported:
     def encode(self, photos: Tensor) -> Tensor:
         """Prepared photos ``(B, 3, height, width)`` to regions ``(B, L, D)``."""
         return self.encoder({"photos": photos})["regions"]
+
+    def frequencies(self) -> DocumentFrequencies:
+        """How many photos of the training split have which phrase; read when it is asked for.
+
+        Raises:
+            ModelError: the folder does not say.
+        """
+        return self._frequencies
+
+    @cached_property
+    def _frequencies(self) -> DocumentFrequencies:
+        return read_frequencies(self.folder)
 
 
 def find_exported(source: str | Path, *, revision: str | None = None) -> Path | None:

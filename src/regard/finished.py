@@ -415,7 +415,7 @@ class Finished:
             For each photo its captions, best first, at least one.
 
         Raises:
-            ConfigError: a prefix or groups, which its program does not have.
+            ConfigError: a prefix, groups or a consensus, which its program does not have.
         """
         return self.describe_prepared(self.prepare(photos), decoding)
 
@@ -429,8 +429,12 @@ class Finished:
 
     def describe_prepared(self, pixels: Tensor, decoding: Decoding) -> list[list[Caption]]:
         """Caption photos as :meth:`prepare` gives them; see :meth:`describe`."""
-        if decoding.prefix or decoding.groups > 1:
-            option = "prefix" if decoding.prefix else "groups"
+        lacking = {
+            "prefix": decoding.prefix,
+            "groups": decoding.groups > 1,
+            "consensus": decoding.consensus,
+        }
+        if option := next((name for name, asked in lacking.items() if asked), None):
             raise ConfigError(
                 f"{option} is {getattr(decoding, option)!r}, but captions of a finished captioner "
                 "are chosen by its own program, which has no such option. Leave it out, or take a "

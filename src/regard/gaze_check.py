@@ -320,7 +320,10 @@ def _said(
     model: Model, speaker: Decoder, regions: Tensor, truths: Sequence[_Truth], decoding: Decoding
 ) -> Iterator[Said]:
     """The model's own captions of photos given as regions ``(B, L, D)``."""
-    found = describe(speaker, model.vocabulary, regions, grid=model.encoder.grid, decoding=decoding)
+    found = describe(
+        speaker, model.vocabulary, regions, grid=model.encoder.grid, decoding=decoding,
+        frequencies=model.frequencies,
+    )  # fmt: skip
     for truth, (best, *_) in zip(truths, found, strict=True):
         yield [(_Caption(best.words, things_named(best.words, truth.things)), best.maps)]
 

@@ -34,6 +34,7 @@ from regard.exported import (
 )
 from regard.files import hash_file
 from regard.finished import find_finished
+from regard.metrics.cider import DocumentFrequencies
 from regard.models.decoder import Decoder, Parts, Rows, Speaker, Step
 from regard.models.encoders import Encoder
 
@@ -149,6 +150,8 @@ def _write(folder: Path, model: Model) -> None:
     )
     vocabulary = model.vocabulary
     vocabulary.save(folder / vocabulary.file_name)
+    if model.folder is not None and (model.folder / DocumentFrequencies.file_name).is_file():
+        model.frequencies().save(folder / DocumentFrequencies.file_name)
     described = {
         "exported": FORMAT,
         "regard": regard.__version__,

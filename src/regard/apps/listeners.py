@@ -55,7 +55,7 @@ class Text:
         typer.echo(f"{shown(path)}: {alt or found.text}")
         if self._count > 1:
             for one in (found.best, *found.others)[: self._count]:
-                typer.echo(f"  {one.score:8.3f}  {one.text}")
+                typer.echo(f"  {one.standing:8.3f}  {one.text}")
 
     def would(self, path: str) -> None:
         """A line a photo."""

@@ -23,13 +23,14 @@ from regard.errors import PhotoError
 
 if TYPE_CHECKING:  # torch is not waited for where captions are only read
     from regard.captioner import PhotoCaption
+    from regard.describe import Caption
 
 
 def record(path: str | Path, found: PhotoCaption | PhotoError, *, count: int = 1) -> dict[str, Any]:
     """The record of a photo: its path and caption with its words, or its path and an error.
 
     Where several captions were asked for they follow with their scores, so many at most; where
-    candidates were ordered by a CLIP, all of them with both scores.
+    candidates were ordered by a CLIP or by a consensus, all of them with both scores.
     """
     made: dict[str, Any] = name_of(str(path))
     if isinstance(found, PhotoError):
@@ -42,14 +43,23 @@ def record(path: str | Path, found: PhotoCaption | PhotoError, *, count: int = 1
         ],
     }
     candidates = (found.best, *found.others)
-    ordered = found.best.similarity is not None  # by a CLIP
-    if ordered or count > 1:
+    judged = {"similarity", "agreement"} & _scores(found.best).keys()  # in an order of their own
+    if judged or count > 1:
         made["candidates"] = [
-            {"caption": one.text, "score": round(one.score, 6)}
-            | ({"similarity": round(one.similarity or 0.0, 6)} if ordered else {})
-            for one in (candidates if ordered else candidates[:count])
+            {"caption": one.text} | _scores(one)
+            for one in (candidates if judged else candidates[:count])
         ]
     return made
+
+
+def _scores(caption: Caption) -> dict[str, float]:
+    """What a candidate is ordered by."""
+    scores = {
+        "score": caption.score,
+        "similarity": caption.similarity,
+        "agreement": caption.agreement,
+    }
+    return {name: round(value, 6) for name, value in scores.items() if value is not None}
 
 
 def full_record(

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regard.data.batches import Batch, inputs_and_targets
+from regard.describe import drawn_words
 from regard.models.devices import Precision
 from regard.search import Rules, draw
 from regard.text.vocabulary import Lexicon
@@ -118,13 +119,8 @@ class SelfCritical:
 
     def spell(self, ids: Tensor) -> tuple[list[list[tuple[str, ...]]], NDArray[np.bool_]]:
         """The words of drawn captions ``(B, K, T)``, and which of them ended, ``(B, K)``."""
-        end = self._vocabulary.end
-        words = [[self._words([i for i in one if i not in (-1, end)]) for one in group]
-                 for group in ids.tolist()]  # fmt: skip
-        return words, (ids == end).any(-1).cpu().numpy()
-
-    def _words(self, ids: list[int]) -> tuple[str, ...]:
-        return tuple(spelled.word for spelled in self._vocabulary.spell(ids))
+        words = [[drawn_words(one, self._vocabulary) for one in group] for group in ids.tolist()]
+        return words, (ids == self._vocabulary.end).any(-1).cpu().numpy()
 
 
 MEASURES = ("reward", "spread", "surprise")

@@ -56,6 +56,10 @@ class Settings(BaseModel):
         None, gt=0, le=1, description="Draw from words with this much probability."
     )
     seed: int = Field(_USUAL.seed, ge=0, lt=2**40, description="Seed of the draws.")
+    consensus: int = Field(
+        _USUAL.consensus, ge=0, le=200,
+        description="Drawn captions that the candidates are compared with; 0 orders by score.",
+    )  # fmt: skip
     count: int = Field(_USUAL.count, ge=1, le=20, description="Captions of the photo.")
     gaze: bool = Field(True, description="Whether each word comes with its map.")
 
@@ -85,7 +89,10 @@ class Text(BaseModel):
 
     text: str
     alt_text: str = Field(description="As a sentence of at most 125 characters.")
-    score: float = Field(description="What the captions are ordered by.")
+    score: float = Field(description="What the captions are ordered by, without a consensus.")
+    agreement: float | None = Field(
+        description="With a consensus what they are ordered by: mean CIDEr-D with the drawn ones."
+    )
     cut: bool = Field(description="Whether it was ended because it had the greatest length.")
     words: list[Word]
 
@@ -151,6 +158,7 @@ def _text(caption: Caption, gaze: bool) -> Text:
         text=caption.text,
         alt_text=alt_text(caption.text),
         score=round(caption.score, 6),
+        agreement=None if caption.agreement is None else round(caption.agreement, 6),
         cut=caption.cut,
         words=[
             Word(word=word, log_probability=round(p, 6), gaze=seen)
