@@ -13,9 +13,10 @@ import torch
 
 import folders
 import tiny
-from regard.captioner import Captioner
+from regard.captioner import Captioner, EnsembleCaptioner
 from regard.checkpoint import read_model
 from regard.describe import Caption, Decoding, describe
+from regard.ensemble import Ensemble
 from regard.errors import ConfigError, ModelError
 from regard.metrics.agreement import agreement
 from regard.metrics.cider import DocumentFrequencies, cider
@@ -193,6 +194,18 @@ def test_a_photo_alone_is_as_in_a_batch(place):
         assert [(c.text, c.agreement) for c in (alone.best, *alone.others)] == [
             (c.text, c.agreement) for c in (found.best, *found.others)
         ]
+
+
+def test_together_with_itself_it_is_the_one(place):
+    model = read_model(place / "run")
+    alone, twice = (
+        EnsembleCaptioner(Ensemble(members), device="cpu") for members in ((model,), (model,) * 2)
+    )
+    decoding = Decoding(beam=3, max_length=8, consensus=30)
+    for i in range(3):
+        one, other = (c.caption(folders.photo(i, (16, 12)), decoding) for c in (alone, twice))
+        assert one.best.agreement == pytest.approx(other.best.agreement)
+        assert one.text == other.text
 
 
 def test_the_commands_show_both_scores(place):

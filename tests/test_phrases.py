@@ -151,6 +151,7 @@ def test_forbidden_phrases_are_words_as_captions_have_them():
         ({"groups": 3, "sampling": True}, "groups is 3, it must be 1 with sampling"),
         ({"diversity": -1.0}, "diversity is -1.0, it must be from 0 to 100"),
         ({"count": 4}, "count is 4, it must be at most the beam, which is 3"),
+        ({"beam": 0}, "chosen: beam is 0, it must be from 1 to 50\\.$"),
         ({"forbid": ("a", ", .")}, "forbid is ', .', it must be at least one word"),
         ({"forbid": ("red man",), "prefix": "the red man"}, "no part of the prefix"),
     ],

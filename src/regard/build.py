@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from regard.config import Config, DecoderConfig, EncoderConfig, TextConfig
-from regard.errors import ConfigError, ModelError
+from regard.errors import ConfigError
 from regard.metrics.cider import DocumentFrequencies
 from regard.models.decoder import Decoder
 from regard.models.encoders import Encoder, load_encoder
@@ -91,11 +91,12 @@ def read_frequencies(folder: Path | None) -> DocumentFrequencies:
     """Those of a model folder or of an exported captioner's.
 
     Raises:
-        ModelError: there are none, or they are damaged.
+        ConfigError: there are none.
+        ModelError: they are damaged.
     """
     file = (folder or Path()) / DocumentFrequencies.file_name
     if folder is None or not file.is_file():
-        raise ModelError(
+        raise ConfigError(
             f"A consensus needs to know how common phrases are, and {folder or 'this captioner'} "
             f"has no {file.name}. Train it with this version of regard, or leave --consensus out."
         )

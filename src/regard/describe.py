@@ -61,8 +61,9 @@ class Decoding:
     """Draw from the most probable words that together reach this probability."""
     consensus: int = 0
     """Captions drawn of each photo (with ``seed``, at temperature 1) with which its candidates are
-    compared: the one that they agree with most comes first. 0 leaves candidates in the order of
-    their score. See :mod:`regard.metrics.agreement`."""
+    compared: the one that they agree with most comes first. They keep to the lengths, and to no
+    prefix or forbidden phrase. 0 leaves candidates in the order of their score. See
+    :mod:`regard.metrics.agreement`."""
 
     def __post_init__(self) -> None:
         checks = [
@@ -78,7 +79,7 @@ class Decoding:
             (
                 "count",
                 self.count,
-                self.sampling or self.count <= self.beam,
+                self.sampling or not 1 <= self.beam < self.count,
                 f"at most the beam, which is {self.beam}, or with sampling",
             ),
             ("length-penalty", self.length_penalty, 0 <= self.length_penalty <= 5, "from 0 to 5"),

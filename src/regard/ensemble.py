@@ -71,7 +71,8 @@ class Ensemble:
         """How many photos of the first member's training split have which phrase.
 
         Raises:
-            ModelError: its folder does not say.
+            ConfigError: its folder does not say.
+            ModelError: what it says is damaged.
         """
         return self.members[0].frequencies()
 

@@ -75,7 +75,8 @@ class Exported:
         """How many photos of the training split have which phrase; read when it is asked for.
 
         Raises:
-            ModelError: the folder does not say.
+            ConfigError: the folder does not say.
+            ModelError: what it says is damaged.
         """
         return self._frequencies
 

@@ -91,7 +91,7 @@ def _rendered(content: Mapping[str, Any]) -> str:
     try:
         from jinja2 import Environment, StrictUndefined
     except ImportError as error:
-        raise MissingExtraError("the report", "report") from error
+        raise MissingExtraError("The report", "report") from error
     template = with_commons(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

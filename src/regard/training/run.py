@@ -185,7 +185,7 @@ def _fabric(config: Config, machine: Machine) -> Fabric:
     try:
         from lightning.fabric import Fabric
     except ImportError:
-        raise MissingExtraError("training", "train") from None
+        raise MissingExtraError("Training", "train") from None
 
     device = find_device(machine.device)
     precision = config.train.precision

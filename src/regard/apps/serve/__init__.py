@@ -62,7 +62,7 @@ def start(
     except ImportError as error:
         if (error.name or "").startswith("regard"):
             raise
-        raise MissingExtraError("the web page and the API", "web") from error
+        raise MissingExtraError("Serving", "web") from error
     from regard.captioner import load
 
     sources: dict[str, str] = {}
