@@ -188,6 +188,9 @@ def describe(
             and there are no frequencies.
     """
     rules = rules_of(decoding, vocabulary)
+    if decoding.consensus and frequencies is None:
+        raise ConfigError("A consensus needs to know how common phrases are; give frequencies.")
+    known = frequencies() if decoding.consensus and frequencies is not None else None
     with torch.inference_mode():
         state = decoder.start(regions)
     photos = len(regions)
@@ -202,12 +205,10 @@ def describe(
             groups=decoding.groups, diversity=decoding.diversity,
         )  # fmt: skip
     captions = [[_in_words(h, vocabulary, grid) for h in hypotheses] for hypotheses in found]
-    if not decoding.consensus:
+    if known is None:
         return captions
-    if frequencies is None:
-        raise ConfigError("A consensus needs to know how common phrases are; give frequencies.")
     drawn = _drawn(decoder, vocabulary, state, photos, rules, decoding)
-    return [_in_agreement(*each, frequencies()) for each in zip(captions, drawn, strict=True)]
+    return [_in_agreement(*each, known) for each in zip(captions, drawn, strict=True)]
 
 
 def _in_agreement(

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +71,12 @@ class Exported:
         return self.encoder({"photos": photos})["regions"]
 
     def frequencies(self) -> DocumentFrequencies:
-        """How many photos of the training split have which phrase; read when it is asked for.
+        """How many photos of the training split have which phrase, from the folder.
 
         Raises:
             ConfigError: the folder does not say.
             ModelError: what it says is damaged.
         """
-        return self._frequencies
-
-    @cached_property
-    def _frequencies(self) -> DocumentFrequencies:
         return read_frequencies(self.folder)
 
 
