@@ -24,7 +24,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([*build, "-t", "sdist"], cwd=ROOT, check=True, capture_output=True)
     (source,) = out.glob("*.tar.gz")
     with tarfile.open(source) as opened:
-        opened.extractall(out / "source", filter="data")
+        safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # from 3.11.4
+        opened.extractall(out / "source", **safely)
     (inner,) = (out / "source").iterdir()
     subprocess.run([*build, "-t", "wheel"], cwd=inner, check=True, capture_output=True)
     return out
