@@ -13,6 +13,7 @@ import torch
 
 import folders
 import tiny
+from regard.apps.serve.schema import captions
 from regard.captioner import Captioner, EnsembleCaptioner
 from regard.checkpoint import read_model
 from regard.describe import Caption, Decoding, describe
@@ -194,6 +195,8 @@ def test_a_photo_alone_is_as_in_a_batch(place):
         assert [(c.text, c.agreement) for c in (alone.best, *alone.others)] == [
             (c.text, c.agreement) for c in (found.best, *found.others)
         ]
+        answer = captions("run", found, count=1, gaze=False)
+        assert answer.captions[0].agreement == pytest.approx(alone.best.agreement, abs=1e-6)
 
 
 def test_together_with_itself_it_is_the_one(place):
