@@ -14,6 +14,8 @@ import torch
 import folders
 import tiny
 from regard.apps.serve.schema import captions
+from regard.build import FREQUENCIES as FREQUENCIES_FILE
+from regard.build import read_frequencies, write_frequencies
 from regard.captioner import Captioner, EnsembleCaptioner
 from regard.checkpoint import read_model
 from regard.describe import Caption, Decoding, describe
@@ -139,11 +141,10 @@ def test_without_frequencies_there_is_none():
 
 
 def test_frequencies_are_kept_as_they_were(tmp_path):
-    file = tmp_path / DocumentFrequencies.file_name
-    FREQUENCIES.save(file)
-    assert DocumentFrequencies.load(file) == FREQUENCIES
-    assert [f.name for f in tmp_path.iterdir()] == [file.name]
-    common = FREQUENCIES.common(3)
+    write_frequencies(tmp_path, FREQUENCIES)
+    assert read_frequencies(tmp_path) == FREQUENCIES
+    assert [f.name for f in tmp_path.iterdir()] == ["frequencies.json"]
+    common = DocumentFrequencies.of(CAPTIONS, least=3)
     assert common.photos == 6
     assert common.counts == {k: n for k, n in FREQUENCIES.counts.items() if n >= 3}
     assert Counter(map(len, common.counts))[1] == 6  # of 8 words, "circle" and "square" in 3 photos
@@ -156,14 +157,14 @@ def test_damaged_frequencies_are_named(tmp_path, text):
     file = tmp_path / "frequencies.json"
     file.write_text(text)
     with pytest.raises(ModelError, match=r"frequencies\.json.*Copy it again"):
-        DocumentFrequencies.load(file)
+        read_frequencies(tmp_path)
 
 
 def test_frequencies_of_a_newer_format_are_refused(tmp_path):
     file = tmp_path / "frequencies.json"
     file.write_text('{"format": 9}')
     with pytest.raises(ModelError, match="has format 9"):
-        DocumentFrequencies.load(file)
+        read_frequencies(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +251,7 @@ def test_what_cannot_be_is_one_clear_line(place, tmp_path):
     old = tmp_path / "old"
     old.mkdir()
     for file in (run / "model").iterdir():
-        if file.name != DocumentFrequencies.file_name:
+        if file.name != FREQUENCIES_FILE:
             (old / file.name).write_bytes(file.read_bytes())
     tiny.inside("caption", photo, "--model", old, cwd=place)
     done = tiny.inside("caption", photo, "--model", old, "--consensus", "5", cwd=place, code=2)

@@ -149,8 +149,8 @@ def test_what_is_pushed_is_what_is_loaded(hub, place):
     )
     assert [(m["name"], m["visibility"]) for m in hub.made] == [("captioner", "private")]
     names = {
-            "README.md", "config.json", "frequencies.json", "model.safetensors", "vocabulary.json",
-        }  # fmt: skip
+        "README.md", "config.json", "frequencies.json", "model.safetensors", "vocabulary.json",
+    }  # fmt: skip
     there = hub.commits[commit]
     assert there == {name: (place / "model" / name).read_bytes() for name in names}
 

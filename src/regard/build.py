@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 
 from regard.config import Config, DecoderConfig, EncoderConfig, TextConfig
-from regard.errors import ConfigError
+from regard.errors import ConfigError, ModelError
+from regard.files import write_json
 from regard.metrics.cider import DocumentFrequencies
 from regard.models.decoder import Decoder
 from regard.models.encoders import Encoder, load_encoder
@@ -20,6 +22,17 @@ from regard.text.vocabulary import Lexicon, Vocabulary
 
 EMBEDDING_WIDTH = 300
 """E of an LSTM when neither the settings nor a file of vectors say: as the Google News vectors."""
+
+FREQUENCIES = "frequencies.json"
+"""What the document frequencies of the training split are called in a model folder."""
+
+FREQUENCIES_FORMAT = 1
+
+VOCABULARIES = (Vocabulary.file_name, Subwords.file_name)
+"""What the words may be called in a model folder; it has one of them."""
+
+BESIDE = (*VOCABULARIES, FREQUENCIES, "README.md")
+"""What may stand in a folder of a captioner, exported or not, beside what makes it one."""
 
 _DECODERS: dict[str, Callable[..., Decoder]] = {
     "lstm": LstmDecoder,
@@ -87,20 +100,41 @@ def read_vocabulary(folder: Path, setting: str) -> Lexicon:
     return kind.load(folder / kind.file_name)
 
 
+def write_frequencies(folder: Path, frequencies: DocumentFrequencies) -> None:
+    """Write them for :func:`read_frequencies`."""
+    runs = {" ".join(ngram): count for ngram, count in frequencies.counts.items()}
+    write_json(
+        folder / FREQUENCIES,
+        {"format": FREQUENCIES_FORMAT, "photos": frequencies.photos, "runs": runs},
+    )
+
+
 def read_frequencies(folder: Path | None) -> DocumentFrequencies:
     """Those of a model folder or of an exported captioner's.
 
     Raises:
         ConfigError: there are none.
-        ModelError: they are damaged.
+        ModelError: they are damaged, or of another format.
     """
-    file = (folder or Path()) / DocumentFrequencies.file_name
-    if folder is None or not file.is_file():
+    if folder is None or not (folder / FREQUENCIES).is_file():
         raise ConfigError(
             f"A consensus needs to know how common phrases are, and {folder or 'this captioner'} "
-            f"has no {file.name}. Train it with this version of regard, or leave --consensus out."
+            f"has no {FREQUENCIES}. Train it with this version of regard, or leave --consensus out."
         )
-    return DocumentFrequencies.load(file)
+    file = folder / FREQUENCIES
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if (found := content["format"]) != FREQUENCIES_FORMAT:
+            raise ModelError(
+                f"{file} has format {found!r}; format {FREQUENCIES_FORMAT} is read here. Take the "
+                "file of a model folder that this version of regard wrote."
+            )
+        counts = {tuple(run.split(" ")): int(n) for run, n in content["runs"].items()}
+        return DocumentFrequencies(int(content["photos"]), counts)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(
+            f"How common phrases are cannot be read from {file}: {error}. Copy it again."
+        ) from error
 
 
 def with_embedding_width(config: Config, vectors: WordVectors | None) -> Config:

@@ -26,7 +26,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import regard
-from regard.build import build_decoder, build_encoder, read_frequencies, read_vocabulary
+from regard.build import (
+    BESIDE,
+    VOCABULARIES,
+    build_decoder,
+    build_encoder,
+    read_frequencies,
+    read_vocabulary,
+    write_frequencies,
+)
 from regard.card import CARE, score_table
 from regard.config import Config, recorded
 from regard.errors import ConfigError, ModelError
@@ -35,8 +43,7 @@ from regard.metrics.cider import DocumentFrequencies
 from regard.models.decoder import Decoder
 from regard.models.encoders import Encoder, encoder_from_description
 from regard.models.hub import WEIGHTS, fetch, is_hub_id
-from regard.text.subwords import Subwords
-from regard.text.vocabulary import Lexicon, Vocabulary
+from regard.text.vocabulary import Lexicon
 
 FORMAT = 1
 """Version of the folder's format; a folder of a newer one is refused."""
@@ -52,8 +59,6 @@ IN_THE_BOX = Path(__file__).parent / "box" / regard.DEFAULT_MODEL
 """The folder of the captioner that comes with the package."""
 
 _FILES = ("config.json", WEIGHTS)
-_VOCABULARIES = (Vocabulary.file_name, Subwords.file_name)
-_OPTIONAL = (*_VOCABULARIES, DocumentFrequencies.file_name, "README.md")
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ def write_model(
             "data": data,
         }
         vocabulary.save(beside / vocabulary.file_name)
-        frequencies.save(beside / frequencies.file_name)
+        write_frequencies(beside, frequencies)
         card = _card(described, config, len(vocabulary))
         (beside / "README.md").write_text(card, encoding="utf-8")
         text = json.dumps(described, indent=1) + "\n"
@@ -202,7 +207,7 @@ def _local(source: str | Path) -> Path | None:
     if path.exists():
         raise ModelError(
             f"{path} is no model folder: it has neither config.json nor model/config.json. A "
-            f"model folder holds {', '.join(_FILES)} and {' or '.join(_VOCABULARIES)}; a run has "
+            f"model folder holds {', '.join(_FILES)} and {' or '.join(VOCABULARIES)}; a run has "
             "one in RUN/model after its first epoch."
         )
     return None
@@ -220,8 +225,8 @@ def _find(source: str | Path, revision: str | None) -> Path:
         )
     return fetch(
         name,
-        (_FILES[0], *_OPTIONAL, WEIGHTS),
-        optional=_OPTIONAL,
+        (_FILES[0], *BESIDE, WEIGHTS),
+        optional=BESIDE,
         revision=revision,
         subject="Model",
         option="--model",

@@ -188,9 +188,11 @@ def describe(
             and there are no frequencies.
     """
     rules = rules_of(decoding, vocabulary)
-    if decoding.consensus and frequencies is None:
-        raise ConfigError("A consensus needs to know how common phrases are; give frequencies.")
-    known = frequencies() if decoding.consensus and frequencies is not None else None
+    known = None
+    if decoding.consensus:
+        if frequencies is None:
+            raise ConfigError("A consensus needs to know how common phrases are; give frequencies.")
+        known = frequencies()
     with torch.inference_mode():
         state = decoder.start(regions)
     photos = len(regions)

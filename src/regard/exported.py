@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 import regard
-from regard.build import read_frequencies, read_vocabulary
+from regard.build import BESIDE, read_frequencies, read_vocabulary
 from regard.errors import ConfigError, MissingExtraError, ModelError
 from regard.files import hash_file
 from regard.images import Preparation
@@ -36,8 +36,7 @@ from regard.metrics.cider import DocumentFrequencies
 from regard.models.decoder import Parts, Rows, Step
 from regard.models.hub import fetch, is_hub_id
 from regard.models.processors import read_json
-from regard.text.subwords import Subwords
-from regard.text.vocabulary import Lexicon, Vocabulary
+from regard.text.vocabulary import Lexicon
 
 FORMAT = 1
 """Version of the folder's format; a folder of a newer one is refused."""
@@ -46,10 +45,9 @@ ENCODER, START, STEP = "encoder.onnx", "decoder_start.onnx", "decoder_step.onnx"
 NEXT = "next_"
 """Before the name of what a step gives in place of one of its inputs."""
 
-_VOCABULARIES = (Vocabulary.file_name, Subwords.file_name)
 # What one file of ONNX cannot hold stands beside it.
 _LARGE = tuple(f"{name}.data" for name in (ENCODER, START, STEP))
-_OPTIONAL = (*_VOCABULARIES, DocumentFrequencies.file_name, "README.md", *_LARGE)
+_OPTIONAL = (*BESIDE, *_LARGE)
 _FILES = ("config.json", *_OPTIONAL, START, STEP, ENCODER)
 
 

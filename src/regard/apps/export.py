@@ -12,7 +12,7 @@ import logging
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 import regard
 from regard.apps.export_card import render_card
+from regard.build import write_frequencies
 from regard.checkpoint import Model, read_model
-from regard.errors import MissingExtraError, ModelError, RegardError
+from regard.errors import ConfigError, MissingExtraError, ModelError, RegardError
 from regard.exported import (
     ENCODER,
     FORMAT,
@@ -34,7 +35,6 @@ from regard.exported import (
 )
 from regard.files import hash_file
 from regard.finished import find_finished
-from regard.metrics.cider import DocumentFrequencies
 from regard.models.decoder import Decoder, Parts, Rows, Speaker, Step
 from regard.models.encoders import Encoder
 
@@ -150,8 +150,8 @@ def _write(folder: Path, model: Model) -> None:
     )
     vocabulary = model.vocabulary
     vocabulary.save(folder / vocabulary.file_name)
-    if model.folder is not None and (model.folder / DocumentFrequencies.file_name).is_file():
-        model.frequencies().save(folder / DocumentFrequencies.file_name)
+    with suppress(ConfigError):  # a model of before has none
+        write_frequencies(folder, model.frequencies())
     described = {
         "exported": FORMAT,
         "regard": regard.__version__,

@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from regard.build import BESIDE
 from regard.checkpoint import verified_folder
 from regard.errors import ModelError
 from regard.exported import find_exported, verified
-from regard.metrics.cider import DocumentFrequencies
 from regard.models.hub import WEIGHTS, is_hub_id, upload
-from regard.text.subwords import Subwords
-from regard.text.vocabulary import Vocabulary
 
-_ALWAYS = (
-    "config.json", "README.md", Vocabulary.file_name, Subwords.file_name,
-    DocumentFrequencies.file_name,
-)  # fmt: skip
+_ALWAYS = ("config.json", *BESIDE)
 
 
 def push_model(

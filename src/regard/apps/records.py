@@ -43,7 +43,7 @@ def record(path: str | Path, found: PhotoCaption | PhotoError, *, count: int = 1
         ],
     }
     candidates = (found.best, *found.others)
-    judged = {"similarity", "agreement"} & _scores(found.best).keys()  # in an order of their own
+    judged = len(_scores(found.best)) > 1  # and so in another order than the score's
     if judged or count > 1:
         made["candidates"] = [
             {"caption": one.text} | _scores(one)

@@ -12,26 +12,20 @@ and its weight ``log(photos / photos with it)`` is 0.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
-from typing import ClassVar, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regard.errors import ModelError
 from regard.metrics.ngrams import ORDERS, Integers, Ngram, Runs, count_runs
 from regard.metrics.score import Score, Tokens, check_photos
 
 SIGMA = 6.0
 """Width of the penalty on the difference of lengths, in words."""
-
-FORMAT = 1
-"""Of the file of document frequencies."""
 
 Floats = NDArray[np.float64]
 
@@ -40,55 +34,25 @@ Floats = NDArray[np.float64]
 class DocumentFrequencies:
     """In how many photos' references each run of words stands."""
 
-    file_name: ClassVar[str] = "frequencies.json"
-    """What it is called in a model folder."""
-
     photos: int
     counts: Mapping[Ngram, int]
 
     @classmethod
-    def of(cls, references: Iterable[Sequence[Tokens]]) -> Self:
-        """Count them in the references of some photos."""
+    def of(cls, references: Iterable[Sequence[Tokens]], *, least: int = 1) -> Self:
+        """Count them in the references of some photos.
+
+        Args:
+            references: of each photo.
+            least: runs of fewer photos are left out, and weigh then what unseen ones do.
+        """
         groups = list(references)
         photo = _photo_of_each(groups)
         counts: dict[Ngram, int] = {}
         for runs in count_runs([()] * len(groups), groups):
-            counts.update(zip(runs.ngrams(), _photos_with(runs, photo).tolist(), strict=True))
+            having = _photos_with(runs, photo)
+            common = np.flatnonzero(having >= least)
+            counts.update(zip(runs.ngrams(common), having[common].tolist(), strict=True))
         return cls(len(groups), counts)
-
-    def common(self, least: int) -> Self:
-        """Without the runs of fewer than ``least`` photos, which then weigh what unseen ones do."""
-        kept = {ngram: count for ngram, count in self.counts.items() if count >= least}
-        return type(self)(self.photos, kept)
-
-    def save(self, file: Path) -> None:
-        """Write them as JSON, beside the file's place, then renamed."""
-        beside = file.with_name(file.name + ".new")
-        runs = {" ".join(ngram): count for ngram, count in self.counts.items()}
-        content = {"format": FORMAT, "photos": self.photos, "runs": runs}
-        beside.write_text(json.dumps(content, ensure_ascii=False, indent=0) + "\n", "utf-8")
-        beside.replace(file)
-
-    @classmethod
-    def load(cls, file: Path) -> Self:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            ModelError: the file is missing, damaged, or of another format.
-        """
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            if (found := content["format"]) != FORMAT:
-                raise ModelError(
-                    f"{file} has format {found!r}; format {FORMAT} is read here. Take the file of "
-                    "a model folder that this version of regard wrote."
-                )
-            counts = {tuple(run.split(" ")): int(n) for run, n in content["runs"].items()}
-            return cls(int(content["photos"]), counts)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ModelError(
-                f"How common phrases are cannot be read from {file}: {error}. Copy it again."
-            ) from error
 
 
 def cider(

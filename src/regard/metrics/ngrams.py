@@ -52,9 +52,10 @@ class Runs:
     example: Integers
     """``(runs,)``: a place among ``words`` where each run stands."""
 
-    def ngrams(self) -> list[Ngram]:
-        """The words of each run, by its number."""
-        return [tuple(self.words[start : start + self.order]) for start in self.example]
+    def ngrams(self, which: Integers | None = None) -> list[Ngram]:
+        """The words of each run, by its number; of those whose numbers are given, if they are."""
+        example = self.example if which is None else self.example[which]
+        return [tuple(self.words[start : start + self.order]) for start in example]
 
 
 def count_runs(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[Runs]:

@@ -135,7 +135,7 @@ def own_trainee(
             seed=config.seed,
         )
 
-    frequencies = DocumentFrequencies.of(tokens).common(COMMON)
+    frequencies = DocumentFrequencies.of(tokens, least=COMMON)
 
     def keep(folder: Path, scores: Mapping[str, Any], data: str) -> None:
         write_model(
