@@ -365,7 +365,8 @@ void multiply(const bfloat16* x, const bfloat16* packed, const float* bias, floa
 
 // One word of the LSTM for R rows, each of a photo of its own or another's: what step() of lstm.py
 // is, in one team of threads. past is the gates, the query and, where there is a gate, its
-// argument; P values a row. N, A and D are even.
+// argument; P values a row. N, A and D are even. Without of_context the regions are their part of
+// the gates already, and D is 4N.
 void say(const float* h, const float* c, const int64_t* tokens, const int64_t* photo,
          const bfloat16* keys, const float* regions, const float* score, const bfloat16* of_past,
          const float* past_bias, const bfloat16* of_context, const float* words,
@@ -389,6 +390,11 @@ void say(const float* h, const float* c, const int64_t* tokens, const int64_t* p
         for (int64_t r = 0; r < R; r++) {
             for (int64_t from = 0; from < D; from += PART) {
                 const int64_t width = D - from < PART ? D - from : PART;
+                if (!of_context) {
+                    gather_part(alpha + r * L, regions + photo[r] * L * D + from,
+                                context + r * D + from, width, L, D);
+                    continue;
+                }
                 float sum[PART];
                 gather_part(alpha + r * L, regions + photo[r] * L * D + from, sum, width, L, D);
                 const float* opening = past + r * P + 4 * N + A + from;
@@ -399,7 +405,7 @@ void say(const float* h, const float* c, const int64_t* tokens, const int64_t* p
                 for (int64_t d = 0; d < width; d++) put(small[r * D + from + d], sum[d]);
             }
         }
-        product(small, of_context, nullptr, context, R, D / 2, 4 * N);
+        if (of_context) product(small, of_context, nullptr, context, R, D / 2, 4 * N);
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < R; r++) {
             cell_one(past + r * P, context + r * 4 * N, words + tokens[r] * 4 * N, c + r * N,
