@@ -23,7 +23,7 @@ from regard.ensemble import Ensemble
 from regard.errors import ConfigError, ModelError
 from regard.metrics.agreement import agreement
 from regard.metrics.cider import DocumentFrequencies, cider
-from regard.models.decoder import Step
+from regard.models.decoder import Speaker, Step
 from regard.text.vocabulary import Vocabulary
 
 CAPTIONS = [
@@ -43,7 +43,7 @@ def test_it_is_the_mean_over_pairs():
     np.testing.assert_allclose(agreement(candidates, drawn, FREQUENCIES), np.mean(pairs, axis=1))
 
 
-class Dreamer:
+class Dreamer(Speaker):
     """Says captions of a list with given chances, whatever it sees."""
 
     def __init__(self, chances: dict[str, float]) -> None:

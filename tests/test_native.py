@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
 from regard import search
 from regard.models import native, recurrence
+from regard.models.lstm import LstmDecoder
+from regard.text.phrases import Phrases
+from regard.text.vocabulary import Vocabulary
 
 
 @pytest.fixture
@@ -148,8 +153,6 @@ def test_log_probabilities_are_torchs_and_do_not_depend_on_the_rows_beside(rows)
 @pytest.mark.parametrize("photos", [1, 3])
 def test_a_step_in_one_call_is_the_step_in_many(gate, photos):
     """To the last bit, for rows in any order, whatever their number."""
-    from regard.models.lstm import LstmDecoder
-
     if native.native("say", torch.empty(0, dtype=torch.bfloat16)) is None:
         pytest.skip("no compiler, or a processor without bf16")
     torch.manual_seed(5)
@@ -177,6 +180,67 @@ def test_a_step_in_one_call_is_the_step_in_many(gate, photos):
         assert torch.equal(apart.state.h, together.state.h)
         assert torch.equal(apart.state.c, together.state.c)
         state = together.state
+
+
+@pytest.mark.parametrize("gate", [False, True])
+@pytest.mark.parametrize("no_repeat", [None, 1, 2, 3])
+@pytest.mark.parametrize(("fewest", "longest"), [(1, 9), (4, 4), (7, 12)])
+def test_a_search_in_one_call_is_the_search_step_by_step(gate, no_repeat, fewest, longest):
+    """To the last bit, whatever the width: also where a caption has to end for want of words."""
+    if native.native("speak", torch.empty(0, dtype=torch.bfloat16)) is None:
+        pytest.skip("no compiler, or a processor without bf16")
+    torch.manual_seed(longest)
+    words = Vocabulary("abcdef")
+    rules = search.Rules(
+        start=words.start, end=words.end, forbidden=words.forbidden, length_penalty=0.7,
+        min_length=fewest, max_length=longest,
+        barred=None if no_repeat is None else Phrases(words, [], no_repeat),
+    )  # fmt: skip
+    decoder = LstmDecoder(
+        vocabulary_size=len(words), feature_width=34, embedding_width=10, hidden_width=36,
+        attention_width=18, gate=gate,
+    )  # fmt: skip
+    with torch.no_grad():
+        decoder.output.weight.mul_(10)  # so that it is sure of some words, and says them again
+    decoder = decoder.fast("bf16")
+    asked = []
+
+    def at_once(state, wanted):
+        asked.append(wanted)
+        found = decoder.search(state, wanted)
+        assert (found is None) == (width > len(words))
+        return found
+
+    ends = set()
+    for photos, width in ((1, 1), (1, 3), (5, 2), (4, 7), (2, 11)):
+        state = decoder.start(torch.randn(photos, 5, 34))
+        led, alone = (
+            search.beam_search(decoder.step, state, photos, rules=rules, width=width, **by)
+            for by in ({}, {"at_once": at_once})
+        )
+        for one, other in zip(itertools.chain(*led), itertools.chain(*alone), strict=True):
+            assert replace(one, attention=None) == replace(other, attention=None)
+            assert torch.equal(one.attention, other.attention)
+            ends.add((one.cut, len(one.ids)))
+    assert len(asked) == 5
+    assert fewest < longest or {cut for cut, _ in ends} == {True}
+    if no_repeat == 1:  # of six words
+        assert max(length for _, length in ends) <= 6
+    many = decoder.start(torch.randn(2, 5, 34)).select(torch.tensor([0, 0, 1]))
+    assert decoder.search(many, asked[0]) is None  # not a row a photo
+
+
+def test_a_search_is_led_where_it_has_more_rules():
+    words = Vocabulary("abcdef")
+    plain = search.Rules(start=words.start, end=words.end, forbidden=words.forbidden)
+    assert plain.plain(3).no_repeat == 0
+    assert replace(plain, barred=Phrases(words, [], 2)).plain(3).no_repeat == 2
+    for more in (
+        {"prefix": (5,)},
+        {"barred": Phrases(words, [["a"]], 2)},
+        {"barred": lambda said: []},
+    ):
+        assert replace(plain, **more).plain(3) is None
 
 
 def half_and_whole(dtype: torch.dtype, *shape: int) -> torch.Tensor:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from regard.config import LEAST_PIECES
 from regard.describe import Decoding, describe, mean_by_word
 from regard.errors import MissingExtraError, ModelError
-from regard.models.decoder import Step
+from regard.models.decoder import Speaker, Step
 from regard.text.subwords import BEGIN, Subwords
 from regard.text.tokenise import tokenise
 from regard.text.vocabulary import Spelled
@@ -148,7 +148,7 @@ def test_without_the_package_there_is_one_clear_line(monkeypatch):
         Subwords.from_captions(CAPTIONS, size=300)
 
 
-class Says:
+class Says(Speaker):
     """A decoder that says given ids, each with its own probability and its own place."""
 
     def __init__(self, ids: list[int], size: int) -> None:

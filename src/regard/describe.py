@@ -204,7 +204,7 @@ def describe(
     else:
         found = beam_search(
             decoder.step, state, photos, rules=rules, width=decoding.beam,
-            groups=decoding.groups, diversity=decoding.diversity,
+            groups=decoding.groups, diversity=decoding.diversity, at_once=decoder.search,
         )  # fmt: skip
     captions = [[_in_words(h, vocabulary, grid) for h in hypotheses] for hypotheses in found]
     if known is None:

@@ -33,7 +33,7 @@ from regard.errors import ConfigError, MissingExtraError, ModelError
 from regard.files import hash_file
 from regard.images import Preparation
 from regard.metrics.cider import DocumentFrequencies
-from regard.models.decoder import Parts, Rows, Step
+from regard.models.decoder import Parts, Rows, Speaker, Step
 from regard.models.hub import fetch, is_hub_id
 from regard.models.processors import read_json
 from regard.text.vocabulary import Lexicon
@@ -231,7 +231,7 @@ class ExportedState:
         )
 
 
-class ExportedDecoder:
+class ExportedDecoder(Speaker):
     """A decoder whose start and step are networks of ONNX.
 
     Args:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regard.errors import ConfigError
-from regard.models.decoder import State, Step
+from regard.models.decoder import Searched, State, Step, Wanted
 from regard.models.native import native_plain
 
 StepFunction = Callable[[Tensor, State], Step]
@@ -69,6 +69,19 @@ class Rules:
     length_penalty: float = 0.0
     """Exponent of the length in a caption's score; 0 favours short ones, 1 is the mean."""
 
+    @property
+    def fewest(self) -> int:
+        """Words before which no caption ends."""
+        return max(1, self.min_length, len(self.prefix))
+
+    def plain(self, width: int) -> Wanted | None:
+        """A beam search by these rules, where they bar no phrase and want no prefix."""
+        repeats = 0 if self.barred is None else getattr(self.barred, "repeats", None)
+        if self.prefix or repeats is None:
+            return None
+        forbidden = [i for i in self.forbidden if i != self.end]
+        return Wanted(width, self.start, self.end, forbidden, self.fewest, self.max_length, repeats)
+
 
 @torch.inference_mode()
 def beam_search(
@@ -80,6 +93,7 @@ def beam_search(
     width: int,
     groups: int = 1,
     diversity: float = 0.0,
+    at_once: Callable[[State, Wanted], Searched | None] | None = None,
 ) -> list[list[Hypothesis]]:
     """Keep the ``width`` best beginnings of each caption until ``width`` have ended.
 
@@ -99,6 +113,8 @@ def beam_search(
         width: how many beginnings are kept, at least 1.
         groups: G, a divisor of the width.
         diversity: lambda, at least 0.
+        at_once: does the same in one call where it can, from the same state; a caption is the same
+            to the last bit.
 
     Returns:
         For each photo its captions, best first: at least one, at most ``width``, no two alike.
@@ -106,6 +122,11 @@ def beam_search(
     Raises:
         ConfigError: the rules leave no word to begin with.
     """
+    wanted = rules.plain(width) if groups == 1 else None
+    if at_once is not None and wanted is not None:
+        searched = at_once(state, wanted)
+        if searched is not None:
+            return _Trace.of(searched, photos, rules).captions(width)
     if groups > 1:
         state = state.select(torch.arange(photos).repeat_interleave(groups).to(state.device))
     beams, most = photos * groups, width // groups  # a group is searched as a photo is
@@ -313,6 +334,18 @@ class _Trace:
         # For each photo: score, number of words, row of the last one, log-probability of the end,
         # cut.
         self._ended: list[list[tuple[float, int, int, float, bool]]] = [[] for _ in range(photos)]
+
+    @classmethod
+    def of(cls, searched: Searched, photos: int, rules: Rules) -> _Trace:
+        """That of a search which is over."""
+        trace = cls(photos, rules)
+        at = {b: b for b in range(photos)}
+        lists = (x.tolist() for x in (searched.parents, searched.ids, searched.words))
+        chosen = zip(*lists, searched.attention, searched.rows.tolist(), strict=True)
+        trace._steps = [_Chosen(at, *each) for each in chosen]
+        for p, t, place, cut, total, end in searched.ended:
+            trace._end(p, total, t, place, end=end, cut=cut)
+        return trace
 
     def add(
         self, parents: _Ints, ids: _Ints, words: _Floats, attention: Tensor, rows: _Ints
@@ -522,8 +555,7 @@ class _Beginnings:
 
 def _log_probabilities(logits: Tensor, rules: Rules, t: int) -> Tensor:
     """Log-probabilities ``(R, V)``, float32, after ``t`` words; no end before there are enough."""
-    fewest = max(1, rules.min_length, len(rules.prefix))
-    banned = [*rules.forbidden, *([rules.end] if t < fewest else [])]
+    banned = [*rules.forbidden, *([rules.end] if t < rules.fewest else [])]
     logits = logits.float()
     if (native := native_plain("log_probabilities", logits)) is not None:
         scores = torch.empty_like(logits, memory_format=torch.contiguous_format)

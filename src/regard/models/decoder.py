@@ -115,6 +115,61 @@ class Step(NamedTuple):
     """The state after the word."""
 
 
+class Wanted(NamedTuple):
+    """A beam search that a decoder is asked to do by itself."""
+
+    width: int
+    """W: how many beginnings of each photo are kept."""
+    start: int
+    """Id that every caption is begun with."""
+    end: int
+    """Id that ends a caption."""
+    forbidden: Sequence[int]
+    """Ids that are never said, the end not among them."""
+    fewest: int
+    """Fewest words of a caption."""
+    longest: int
+    """Most words."""
+    no_repeat: int
+    """No so many ids in a row are said twice in a caption; 0 allows it."""
+
+
+class Ended(NamedTuple):
+    """A beginning that has ended."""
+
+    photo: int
+    step: int
+    """The number of its words."""
+    place: int
+    """Its place among the W of the step of its last word."""
+    cut: bool
+    """Whether the end was forced because it had reached the greatest length."""
+    total: float
+    """Its log-probability with that of the end."""
+    end: float
+    """That of the end."""
+
+
+class Searched(NamedTuple):
+    """A whole beam search: what each of S steps chose for B photos, W places each, ``(S, B, W)``.
+
+    What stands in a place where nothing is going on has no meaning.
+    """
+
+    parents: Tensor
+    """Which place of the step before each goes on from."""
+    ids: Tensor
+    """The word."""
+    words: Tensor
+    """Its log-probability."""
+    rows: Tensor
+    """Which row of the step's attention is its parent's."""
+    attention: Tensor
+    """``(S, B W, L)``: where the rows looked."""
+    ended: list[Ended]
+    """In the order in which they ended."""
+
+
 class Speaker(Protocol):
     """What captions can be searched with: a decoder, or one that was exported."""
 
@@ -125,6 +180,13 @@ class Speaker(Protocol):
     def step(self, tokens: Tensor, state: Any) -> Step:
         """Say one word, ``(R,)`` ids, in each row of a state of its own."""
         ...
+
+    def search(self, state: Any, wanted: Wanted) -> Searched | None:
+        """A whole beam search from :meth:`start`'s state in one call; none where it cannot be had.
+
+        Its captions are those that it has step by step, to the last bit.
+        """
+        return None
 
 
 class Decoder(nn.Module, ABC):
@@ -177,6 +239,10 @@ class Decoder(nn.Module, ABC):
     @abstractmethod
     def step(self, tokens: Tensor, state: Any) -> Step:
         """Say one word, ``(R,)`` ids, in each row of a state of its own."""
+
+    def search(self, state: Any, wanted: Wanted) -> Searched | None:
+        """A whole beam search in one call; see :meth:`Speaker.search`."""
+        return None
 
     @abstractmethod
     def apart(self, state: Any) -> Parts:

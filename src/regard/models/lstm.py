@@ -10,13 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from regard.models.attention import AdditiveAttention
-from regard.models.decoder import Decoder, Parts, Read, Real, Rows, Step, scores
+from regard.models.decoder import (
+    Decoder,
+    Ended,
+    Parts,
+    Read,
+    Real,
+    Rows,
+    Searched,
+    Step,
+    Wanted,
+    scores,
+)  # fmt: skip
 from regard.models.devices import Precision, lowered
 from regard.models.dropout import Dropout, RegionDropout, WordDropout
 from regard.models.fast import Narrow, keeps_sums
@@ -202,6 +213,10 @@ class LstmDecoder(Decoder):
         after = LstmState(h, c, rows, state.keys, state.regions)
         return Step(self.logits(h), rows.by_row(attention), after)
 
+    def search(self, state: LstmState, wanted: Wanted) -> Searched | None:
+        """A whole beam search in one compiled call; see :meth:`Speaker.search`."""
+        return None if self.joined is None else self.joined.search(state, wanted)
+
     def apart(self, state: LstmState) -> Parts:
         """A state as plain tensors."""
         return Parts({"h": state.h, "c": state.c}, {"keys": state.keys, "values": state.regions})
@@ -277,31 +292,68 @@ class _Joined(nn.Module):
         after = (copied.of_context, copied.output)
         self._after = [layer for layer in after if isinstance(layer, Narrow)]
         even = not any(w % 2 for w in (decoder.hidden_width, decoder.of_context.in_features))
-        self._say = (
-            native("say", torch.empty(0, dtype=torch.bfloat16, device=nothing.device))
-            if even and len(self._after) == len(after)
-            else None
-        )
+        like = torch.empty(0, dtype=torch.bfloat16, device=nothing.device)
+        fits = even and len(self._after) == len(after)
+        self._say = native("say", like) if fits else None
+        self._speak = native("speak", like) if fits else None
 
     def say(self, tokens: Tensor, state: LstmState) -> Step | None:
         """A step in one compiled call, as :meth:`LstmDecoder.step`; none without it."""
         if self._say is None or state.h.dtype != torch.float32:
             return None
-        of_context, output = self._after
-        photo = state.rows.photo
-        (rows, n), (_, places, width), a = state.h.shape, state.regions.shape, len(self.score)
+        (rows, n), (places, width) = state.h.shape, state.regions.shape[1:]
         empty = state.h.new_empty
         h, c, alpha = empty(rows, n), empty(rows, n), empty(rows, places)
-        logits, past = empty(rows, output.width), sum(self._widths)
+        logits, past = empty(rows, len(self.words)), sum(self._widths)
         room = empty(rows * (past + 8 * n + max(n, width)))
         self._say(
-            state.h, state.c, tokens, photo, state.keys, state.regions, self.score,
-            self._past.weight, self._past.bias, None if self.ahead else of_context.weight,
-            self.words, output.weight,
-            output.bias, h, c, alpha, logits, room, rows, places, width, a, n, past, output.width,
+            state.h, state.c, tokens, state.rows.photo, *self._known(state), h, c, alpha, logits,
+            room, rows, *self._sizes(state),
         )  # fmt: skip
         after = LstmState(h, c, state.rows, state.keys, state.regions)
         return Step(logits, alpha, after)
+
+    def search(self, state: LstmState, wanted: Wanted) -> Searched | None:
+        """A whole beam search; none without its function, or where a row is not each photo's."""
+        photos, width, most = len(state.regions), wanted.width, wanted.longest
+        if self._speak is None or state.h.dtype != torch.float32 or width > len(self.words):
+            return None
+        if not torch.equal(state.rows.photo, torch.arange(photos)):
+            return None
+        steps = torch.empty(3, most, photos, width, dtype=torch.long)
+        words = torch.empty(most, photos, width)
+        attention = torch.empty(most + 1, photos * width, state.regions.shape[1])
+        over = torch.empty(photos * width, 4, dtype=torch.long)
+        values = torch.empty(len(over), 2, dtype=torch.double)
+        counts = torch.empty(2, dtype=torch.long)
+        left_out = torch.tensor([*wanted.forbidden, wanted.end])
+        self._speak(
+            state.h, state.c, *self._known(state), left_out, *steps, words, attention, over,
+            values, counts, wanted.start, len(left_out) - 1, wanted.fewest, most,
+            wanted.no_repeat, photos, width, *self._sizes(state),
+        )  # fmt: skip
+        said, ends = counts.tolist()
+        ended = [
+            Ended(photo, step, place, bool(cut), total, end)
+            for (photo, step, place, cut), (total, end) in zip(
+                over[:ends].tolist(), values[:ends].tolist(), strict=True
+            )
+        ]
+        parents, ids, rows = steps[:, :said]
+        return Searched(parents, ids, words[:said], rows, attention[:said], ended)
+
+    def _known(self, state: LstmState) -> tuple[Any, ...]:
+        """What a compiled function reads for every word."""
+        of_context, output = self._after
+        return (
+            state.keys, state.regions, self.score, self._past.weight, self._past.bias,
+            None if self.ahead else of_context.weight, self.words, output.weight, output.bias,
+        )  # fmt: skip
+
+    def _sizes(self, state: LstmState) -> tuple[int, ...]:
+        """L, D, A, N, the width of what is made of the past, V."""
+        regions = state.regions.shape[1:]
+        return *regions, len(self.score), state.h.shape[1], sum(self._widths), len(self.words)
 
     def past(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Of hidden states ``(R, N)``: gates ``(R, 4N)``, query ``(R, A)``, opening ``(R, D)``."""

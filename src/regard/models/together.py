@@ -36,7 +36,7 @@ class States:
         return States(tuple(state.select(indices) for state in self.each))
 
 
-class Together:
+class Together(Speaker):
     """Decoders of one vocabulary as one.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from regard.text.vocabulary import Lexicon
+from regard.text.vocabulary import Lexicon, Vocabulary
 
 
 class Phrases:
@@ -23,6 +23,12 @@ class Phrases:
         self._vocabulary = vocabulary
         self._forbidden = [tuple(phrase) for phrase in forbidden]
         self._n = no_repeat
+
+    @property
+    def repeats(self) -> int | None:
+        """So many ids in a row are not said twice, if nothing else is barred; else none."""
+        plain = isinstance(self._vocabulary, Vocabulary) and not self._forbidden
+        return self._n if plain else None
 
     def __call__(self, ids: Sequence[int]) -> list[int]:
         """Those that would complete one of the phrases after ``ids``."""

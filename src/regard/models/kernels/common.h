@@ -12,9 +12,11 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <vector>
 #if defined(__AVX512BF16__) && defined(IS_bfloat16)  // products of bf16 by the processor
 #define NARROW

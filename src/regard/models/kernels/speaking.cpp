@@ -80,30 +80,85 @@ inline void cell_one(const V* p, const V* z, const V* x, const float* c, float* 
     }
 }
 
-// The k greatest of V scores, greatest first, of equal ones the first first.
-inline void leading(const float* scores, float* value, int64_t* id, int64_t V, int64_t k) {
-    int64_t kept = 0;
-    for (int64_t from = 0; from < V; from += 64) {
-        const int64_t end = from + 64 < V ? from + 64 : V;
-        float most = -INFINITY;
+// Log-probabilities of V logits; the words of a list are left out of the distribution.
+inline void log_probabilities_one(const float* logits, const int64_t* left_out, float* scores,
+                                  int64_t V, int64_t count) {
+    std::memcpy(scores, logits, V * sizeof(float));
+    for (int64_t i = 0; i < count; i++) scores[left_out[i]] = -INFINITY;
+    float most = -3e38f, sum = 0;
 #pragma omp simd reduction(max : most)
-        for (int64_t j = from; j < end; j++) most = scores[j] > most ? scores[j] : most;
-        if (kept == k && !(most > value[k - 1])) continue;
-        for (int64_t j = from; j < end; j++) {
-            int64_t at = kept;
-            if (kept < k) {
-                kept++;
-            } else if (scores[j] > value[k - 1]) {
-                at = k - 1;
-            } else {
-                continue;
+    for (int64_t j = 0; j < V; j++) most = scores[j] > most ? scores[j] : most;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < V; j++) sum += exp_(scores[j] - most);
+    const float normaliser = most + std::log(sum);
+#pragma omp simd
+    for (int64_t j = 0; j < V; j++) scores[j] -= normaliser;
+}
+
+// The greatest of V scores, greatest first, of equal ones the first first.
+struct Leading {
+    std::vector<float> value;
+    std::vector<int64_t> id;
+
+    explicit Leading(int64_t count) : value(count), id(count) {}
+
+    void find(const float* scores, int64_t V) {
+        const auto k = static_cast<int64_t>(value.size());
+        int64_t kept = 0;
+        for (int64_t from = 0; from < V; from += 64) {
+            const int64_t end = from + 64 < V ? from + 64 : V;
+            float most = -INFINITY;
+#pragma omp simd reduction(max : most)
+            for (int64_t j = from; j < end; j++) most = scores[j] > most ? scores[j] : most;
+            if (kept == k && !(most > value[k - 1])) continue;
+            for (int64_t j = from; j < end; j++) {
+                int64_t at = kept;
+                if (kept < k) {
+                    kept++;
+                } else if (scores[j] > value[k - 1]) {
+                    at = k - 1;
+                } else {
+                    continue;
+                }
+                for (; at > 0 && scores[j] > value[at - 1]; at--) {
+                    value[at] = value[at - 1];
+                    id[at] = id[at - 1];
+                }
+                value[at] = scores[j];
+                id[at] = j;
             }
-            for (; at > 0 && scores[j] > value[at - 1]; at--) {
-                value[at] = value[at - 1];
-                id[at] = id[at - 1];
+        }
+    }
+};
+
+// What a beam of W beginnings goes on with: the `most` continuations with the greatest sums of a
+// beginning's total and one of the leading scores (R, V) of its row, which is -1 where there is
+// none. Greatest first, of equal ones that of the first beginning.
+inline void go_on_one(const float* scores, const int64_t* row, const float* totals, float* sums,
+                      int64_t* parents, int64_t* ids, float* words, int64_t W, int64_t V,
+                      int64_t most, Leading& leading) {
+    for (int64_t i = 0; i < most; i++) {
+        sums[i] = words[i] = -INFINITY;
+        parents[i] = ids[i] = 0;
+    }
+    for (int64_t w = 0; w < W; w++) {
+        if (row[w] < 0) continue;
+        leading.find(scores + row[w] * V, V);
+        for (size_t i = 0; i < leading.id.size(); i++) {
+            const float total = totals[w] + leading.value[i];
+            int64_t at = most;
+            while (at > 0 && total > sums[at - 1]) at--;
+            if (at == most) break;
+            for (int64_t to = most - 1; to > at; to--) {
+                sums[to] = sums[to - 1];
+                parents[to] = parents[to - 1];
+                ids[to] = ids[to - 1];
+                words[to] = words[to - 1];
             }
-            value[at] = scores[j];
-            id[at] = j;
+            sums[at] = total;
+            parents[at] = w;
+            ids[at] = leading.id[i];
+            words[at] = leading.value[i];
         }
     }
 }
@@ -225,13 +280,84 @@ void product(const bfloat16* x, const bfloat16* packed, const float* bias, float
     }
 }
 
-// Rows of floats to bf16.
+// Rows of floats to bf16. To be called by all threads of a team.
 void narrow(const float* x, bfloat16* out, int64_t count) {
 #pragma omp for schedule(static)
     for (int64_t block = 0; block < count; block += 512) {
         const int64_t end = block + 512 < count ? block + 512 : count;
 #pragma omp simd
         for (int64_t i = block; i < end; i++) put(out[i], x[i]);
+    }
+}
+
+// What an LSTM knows while it speaks. past is the gates, the query and, where there is a gate, its
+// argument; P values a row. N, A and D are even. Without of_context the regions are their part of
+// the gates already, and D is 4N.
+struct Lstm {
+    const bfloat16* keys;
+    const float *regions, *score;
+    const bfloat16* of_past;
+    const float* past_bias;
+    const bfloat16* of_context;
+    const float* words;
+    const bfloat16* of_score;
+    const float* score_bias;
+    int64_t L, D, A, N, P, V;
+
+    // Values that a word of R rows needs room for.
+    int64_t room(int64_t R) const { return R * (P + 8 * N + (N > D ? N : D)); }
+
+    // One word of R rows, each of a photo of its own or another's. To be called by all threads of a
+    // team.
+    void say(const float* h, const float* c, const int64_t* tokens, const int64_t* photo,
+             float* after_h, float* after_c, float* alpha, float* logits, float* room,
+             int64_t R) const {
+        float *past = room, *context = past + R * P, *gates = context + R * 4 * N;
+        auto* small = reinterpret_cast<bfloat16*>(gates + R * 4 * N);  // R * max(N, D)
+        const bool gated = P > 4 * N + A;
+        narrow(h, small, R * N);
+        product(small, of_past, past_bias, past, R, N / 2, P);
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < R; r++) {
+            bfloat16 query[A];
+            for (int64_t a = 0; a < A; a++) put(query[a], past[r * P + 4 * N + a]);
+            look_rows<1>(keys + photo[r] * L * A, query, A, score, alpha + r * L, L, A);
+        }
+#pragma omp for schedule(static) collapse(2)
+        for (int64_t r = 0; r < R; r++) {
+            for (int64_t from = 0; from < D; from += PART) {
+                const int64_t width = D - from < PART ? D - from : PART;
+                const float* region = regions + photo[r] * L * D + from;
+                if (!of_context) {
+                    gather_part(alpha + r * L, region, context + r * D + from, width, L, D);
+                    continue;
+                }
+                float sum[PART];
+                gather_part(alpha + r * L, region, sum, width, L, D);
+                const float* opening = past + r * P + 4 * N + A + from;
+                if (gated) {
+#pragma omp simd
+                    for (int64_t d = 0; d < width; d++) sum[d] *= sigmoid(opening[d]);
+                }
+                for (int64_t d = 0; d < width; d++) put(small[r * D + from + d], sum[d]);
+            }
+        }
+        if (of_context) product(small, of_context, nullptr, context, R, D / 2, 4 * N);
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < R; r++) {
+            cell_one(past + r * P, context + r * 4 * N, words + tokens[r] * 4 * N, c + r * N,
+                     gates + r * 4 * N, after_c + r * N, after_h + r * N, N);
+        }
+        narrow(after_h, small, R * N);
+        product(small, of_score, score_bias, logits, R, N / 2, V);
+    }
+};
+
+// Leave out of the scores what would have n words in a row of `said` (t) a second time.
+inline void bar_repeats(float* scores, const int64_t* said, int64_t t, int64_t n) {
+    const int64_t* last = said + t - (n - 1);
+    for (int64_t from = 0; from + n <= t; from++) {
+        if (std::equal(last, said + t, said + from)) scores[said[from + n - 1]] = -INFINITY;
     }
 }
 
@@ -289,60 +415,22 @@ void log_probabilities(const float* logits, const int64_t* left_out, float* scor
                        int64_t V, int64_t count, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (R * V > 65536)
     for (int64_t r = 0; r < R; r++) {
-        float* row = scores + r * V;
-        std::memcpy(row, logits + r * V, V * sizeof(float));
-        for (int64_t i = 0; i < count; i++) row[left_out[i]] = -INFINITY;
-        float most = -3e38f, sum = 0;
-#pragma omp simd reduction(max : most)
-        for (int64_t j = 0; j < V; j++) most = row[j] > most ? row[j] : most;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t j = 0; j < V; j++) sum += exp_(row[j] - most);
-        const float normaliser = most + std::log(sum);
-#pragma omp simd
-        for (int64_t j = 0; j < V; j++) row[j] -= normaliser;
+        log_probabilities_one(logits + r * V, left_out, scores + r * V, V, count);
     }
 }
 
-// What P beams of W beginnings go on with: of each beam the `most` continuations with the greatest
-// sums of a beginning's total (P, W) and one of the `each` greatest scores (R, V) of its row (P, W),
-// which is -1 where there is none. Greatest first, of equal ones that of the first beginning. Totals,
-// beginnings, words and scores are (P, most).
+// What P beams of W beginnings go on with, see go_on_one. Totals, beginnings, words and scores are
+// (P, most).
 void go_on(const float* scores, const int64_t* row, const float* totals, float* sums,
            int64_t* parents, int64_t* ids, float* words, int64_t P, int64_t W, int64_t V,
            int64_t each, int64_t most, int threads) {
 #pragma omp parallel num_threads(threads) if (P * W * V > 65536)
     {
-        std::vector<float> value(each);
-        std::vector<int64_t> id(each);
+        Leading leading(each);
 #pragma omp for schedule(static)
         for (int64_t p = 0; p < P; p++) {
-            float *sum = sums + p * most, *word = words + p * most;
-            int64_t *parent = parents + p * most, *said = ids + p * most;
-            for (int64_t i = 0; i < most; i++) {
-                sum[i] = word[i] = -INFINITY;
-                parent[i] = said[i] = 0;
-            }
-            for (int64_t w = 0; w < W; w++) {
-                const int64_t r = row[p * W + w];
-                if (r < 0) continue;
-                leading(scores + r * V, value.data(), id.data(), V, each);
-                for (int64_t i = 0; i < each; i++) {
-                    const float total = totals[p * W + w] + value[i];
-                    int64_t at = most;
-                    while (at > 0 && total > sum[at - 1]) at--;
-                    if (at == most) break;
-                    for (int64_t to = most - 1; to > at; to--) {
-                        sum[to] = sum[to - 1];
-                        parent[to] = parent[to - 1];
-                        said[to] = said[to - 1];
-                        word[to] = word[to - 1];
-                    }
-                    sum[at] = total;
-                    parent[at] = w;
-                    said[at] = id[i];
-                    word[at] = value[i];
-                }
-            }
+            go_on_one(scores, row + p * W, totals + p * W, sums + p * most, parents + p * most,
+                      ids + p * most, words + p * most, W, V, most, leading);
         }
     }
 }
@@ -363,57 +451,132 @@ void multiply(const bfloat16* x, const bfloat16* packed, const float* bias, floa
     product(x, packed, bias, out, M, pairs, width);
 }
 
-// One word of the LSTM for R rows, each of a photo of its own or another's: what step() of lstm.py
-// is, in one team of threads. past is the gates, the query and, where there is a gate, its
-// argument; P values a row. N, A and D are even. Without of_context the regions are their part of
-// the gates already, and D is 4N.
+// One word of the LSTM for R rows: what step() of lstm.py is, in one team of threads.
 void say(const float* h, const float* c, const int64_t* tokens, const int64_t* photo,
          const bfloat16* keys, const float* regions, const float* score, const bfloat16* of_past,
          const float* past_bias, const bfloat16* of_context, const float* words,
          const bfloat16* of_score, const float* score_bias, float* after_h, float* after_c,
          float* alpha, float* logits, float* room, int64_t R, int64_t L, int64_t D, int64_t A,
          int64_t N, int64_t P, int64_t V, int threads) {
-    float *past = room, *context = past + R * P, *gates = context + R * 4 * N;
-    auto* small = reinterpret_cast<bfloat16*>(gates + R * 4 * N);  // R * max(N, D)
-    const bool gated = P > 4 * N + A;
+    const Lstm lstm{keys,     regions,    score, of_past, past_bias, of_context, words,
+                    of_score, score_bias, L,     D,       A,         N,          P,     V};
+#pragma omp parallel num_threads(threads)
+    lstm.say(h, c, tokens, photo, after_h, after_c, alpha, logits, room, R);
+}
+
+// A whole beam search of the LSTM for B photos, W places each: what beam_search() of search.py is,
+// in one team of threads. Every step before the `longest` fills a (B, W) of parents, ids, rows and
+// words and an (R, L) of alpha, with room for B W. What has ended is written one after the other:
+// photo, step, place and whether it was cut; its total and the end's log-probability. counts are
+// the steps and those that have ended. left_out ends with the end, which is left out before the
+// `fewest` words. No `repeats` words in a row are said twice, unless it is 0. W is at most V.
+void speak(const float* h, const float* c, const bfloat16* keys, const float* regions,
+           const float* score, const bfloat16* of_past, const float* past_bias,
+           const bfloat16* of_context, const float* embedded, const bfloat16* of_score,
+           const float* score_bias, const int64_t* left_out, int64_t* parents, int64_t* ids,
+           int64_t* rows, float* words, float* alpha, int64_t* ended, double* ended_values,
+           int64_t* counts, int64_t start, int64_t forbidden, int64_t fewest, int64_t longest,
+           int64_t repeats, int64_t B, int64_t W, int64_t L, int64_t D, int64_t A, int64_t N,
+           int64_t P, int64_t V, int threads) {
+    const Lstm lstm{keys,     regions,    score, of_past, past_bias, of_context, embedded,
+                    of_score, score_bias, L,     D,       A,         N,          P,        V};
+    const int64_t places = B * W, end = left_out[forbidden];
+    const auto floats = [](int64_t count) { return std::unique_ptr<float[]>(new float[count]); };
+    const auto states = floats(4 * places * N), room = floats(lstm.room(places));
+    const auto logits = floats(places * V), scores = floats(places * V), sums = floats(places);
+    float *after_h = states.get(), *after_c = after_h + places * N;
+    float *next_h = after_c + places * N, *next_c = next_h + places * N;
+
+    std::vector<int64_t> tokens(places, start), photo(places), before(places), row(places, -1);
+    std::vector<int64_t> left(B, W);  // places of a beam whose captions have not ended
+    std::vector<float> totals(places, 0);
+    for (int64_t b = 0; b < B; b++) photo[b] = row[b * W] = b;
+    int64_t R = B, t = 0, over = 0;
+    const auto end_one = [&](int64_t p, int64_t place, double total, double value, bool cut) {
+        const int64_t found[] = {p, t, place, cut};
+        std::copy_n(found, 4, ended + over * 4);
+        ended_values[over * 2] = total;
+        ended_values[over * 2 + 1] = value;
+        over++;
+    };
 #pragma omp parallel num_threads(threads)
     {
-        narrow(h, small, R * N);
-        product(small, of_past, past_bias, past, R, N / 2, P);
+        Leading leading(W);
+        std::vector<int64_t> beginning(longest);
+        while (R) {
+            lstm.say(t ? next_h : h, t ? next_c : c, tokens.data(), photo.data(), after_h, after_c,
+                     alpha + t * places * L, logits.get(), room.get(), R);
 #pragma omp for schedule(static)
-        for (int64_t r = 0; r < R; r++) {
-            bfloat16 query[A];
-            for (int64_t a = 0; a < A; a++) put(query[a], past[r * P + 4 * N + a]);
-            look_rows<1>(keys + photo[r] * L * A, query, A, score, alpha + r * L, L, A);
-        }
-#pragma omp for schedule(static) collapse(2)
-        for (int64_t r = 0; r < R; r++) {
-            for (int64_t from = 0; from < D; from += PART) {
-                const int64_t width = D - from < PART ? D - from : PART;
-                if (!of_context) {
-                    gather_part(alpha + r * L, regions + photo[r] * L * D + from,
-                                context + r * D + from, width, L, D);
-                    continue;
+            for (int64_t r = 0; r < R; r++) {
+                log_probabilities_one(logits.get() + r * V, left_out, scores.get() + r * V, V,
+                                      forbidden + (t < fewest));
+            }
+            const int64_t at = t * places;
+            if (t == longest) {
+#pragma omp single
+                for (int64_t i = 0; i < places; i++) {
+                    if (row[i] < 0) continue;
+                    const double value = scores[row[i] * V + end];
+                    end_one(i / W, i % W, totals[i] + value, value, true);
                 }
-                float sum[PART];
-                gather_part(alpha + r * L, regions + photo[r] * L * D + from, sum, width, L, D);
-                const float* opening = past + r * P + 4 * N + A + from;
-                if (gated) {
-#pragma omp simd
-                    for (int64_t d = 0; d < width; d++) sum[d] *= sigmoid(opening[d]);
+                break;
+            }
+#pragma omp for schedule(static)
+            for (int64_t p = 0; p < B; p++) {
+                for (int64_t w = 0; w < W && repeats && t >= repeats; w++) {
+                    const int64_t r = row[p * W + w];
+                    if (r < 0) continue;
+                    for (int64_t s = t, place = w; s-- > 0;) {
+                        const int64_t i = s * places + p * W + place;
+                        beginning[s] = ids[i];
+                        place = parents[i];
+                    }
+                    float* its = scores.get() + r * V;
+                    bar_repeats(its, beginning.data(), t, repeats);
+                    if (*std::max_element(its, its + V) > -INFINITY) continue;
+                    log_probabilities_one(logits.get() + r * V, left_out, its, V, forbidden);
+                    const float value = its[end];  // all that is left to say
+                    std::fill_n(its, V, -INFINITY);
+                    its[end] = value;
                 }
-                for (int64_t d = 0; d < width; d++) put(small[r * D + from + d], sum[d]);
+                go_on_one(scores.get(), &row[p * W], &totals[p * W], sums.get() + p * W,
+                          parents + at + p * W, ids + at + p * W, words + at + p * W, W, V, W,
+                          leading);
+            }
+#pragma omp single
+            {
+                R = 0;
+                std::vector<int64_t> now(places, -1);
+                for (int64_t p = 0; p < B; p++) {
+                    const int64_t open = left[p];
+                    for (int64_t w = 0; w < W; w++) {
+                        const int64_t i = p * W + w, parent = parents[at + i];
+                        const int64_t from = rows[at + i] = row[p * W + parent];
+                        totals[i] = sums[i];
+                        if (!(sums[i] > -INFINITY) || w >= open) continue;
+                        if (ids[at + i] == end) {
+                            end_one(p, parent, sums[i], words[at + i], false);
+                            left[p]--;
+                            continue;
+                        }
+                        before[R] = from;
+                        tokens[R] = ids[at + i];
+                        photo[R] = p;
+                        now[i] = R++;
+                    }
+                }
+                row.swap(now);
+                t++;
+            }
+#pragma omp for schedule(static)
+            for (int64_t r = 0; r < R; r++) {
+                std::copy_n(after_h + before[r] * N, N, next_h + r * N);
+                std::copy_n(after_c + before[r] * N, N, next_c + r * N);
             }
         }
-        if (of_context) product(small, of_context, nullptr, context, R, D / 2, 4 * N);
-#pragma omp for schedule(static)
-        for (int64_t r = 0; r < R; r++) {
-            cell_one(past + r * P, context + r * 4 * N, words + tokens[r] * 4 * N, c + r * N,
-                     gates + r * 4 * N, after_c + r * N, after_h + r * N, N);
-        }
-        narrow(after_h, small, R * N);
-        product(small, of_score, score_bias, logits, R, N / 2, V);
     }
+    counts[0] = t;
+    counts[1] = over;
 }
 
 #endif
