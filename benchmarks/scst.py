@@ -111,7 +111,7 @@ def _measured(preset: str, device: torch.device, runs: int) -> dict[str, float]:
         _finish(device)
         taught = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=fast_precision(device) == "bf16"):
-            total, _ = learner(photos, lesson.captions, weights=lesson.weights)
+            total, _ = learner(photos, lesson.captions, weights=lesson.weights, drawn=True)
         (total / lesson.divisor).backward()
         clip_gradients(learner, 5.0)
         optimizer.step()

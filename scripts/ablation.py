@@ -31,6 +31,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "one-caption": ("train.grouping=caption", "train.batch_size=160"),
     "constant-rate": ("train.schedule=constant",),
     "attention-penalty": ("train.attention_penalty=0.5",),
+    "agreement": ("train.agreement=1",),
     "scheduled-sampling": ("train.scheduled_sampling=0.25",),
     "averaged": ("train.average=0.999",),
     "six-views": ("train.views=6",),

@@ -21,10 +21,11 @@ from regard.checkpoint import read_model
 from regard.describe import Caption, Decoding, describe
 from regard.ensemble import Ensemble
 from regard.errors import ConfigError, ModelError
-from regard.metrics.agreement import agreement
+from regard.metrics.agreement import agreement, agreement_among
 from regard.metrics.cider import DocumentFrequencies, cider
 from regard.models.decoder import Speaker, Step
 from regard.text.vocabulary import Vocabulary
+from regard.training.own import _weights
 
 CAPTIONS = [
     [f"a {colour} {shape}".split(), f"there is a {shape} that is {colour}".split()]
@@ -41,6 +42,33 @@ def test_it_is_the_mean_over_pairs():
         [cider([c], [[d]], FREQUENCIES).corpus for d in drawn] for c in candidates
     ]  # one caption, one reference
     np.testing.assert_allclose(agreement(candidates, drawn, FREQUENCIES), np.mean(pairs, axis=1))
+
+
+def test_of_a_photos_captions_each_is_compared_with_the_others():
+    groups = [*CAPTIONS, ["alone in the world".split()], []]
+    found = agreement_among(groups, FREQUENCIES)
+    assert [len(agreed) for agreed in found] == [len(group) for group in groups]
+    for group, agreed in zip(CAPTIONS, found, strict=False):
+        for k, caption in enumerate(group):
+            others = [other for j, other in enumerate(group) if j != k]
+            np.testing.assert_allclose(agreed[k], agreement([caption], others, FREQUENCIES)[0])
+    assert found[-2].tolist() == [0.0]
+    assert agreement_among([[["alone"]]], FREQUENCIES)[0].tolist() == [0.0]
+
+
+def test_captions_weigh_in_training_what_the_others_agree_with_them():
+    tokens = [
+        ["a red circle".split(), "there is a red circle".split(), [], "nothing".split()],
+        ["alone".split()],
+        ["this".split(), "that".split()],
+        [],
+    ]
+    assert _weights(tokens, 0.0, FREQUENCIES) is None
+    agreed = agreement_among([[c for c in tokens[0] if c]], FREQUENCIES)[0]
+    for power in (1.0, 2.0):
+        of_first, *others = _weights(tokens, power, FREQUENCIES)
+        np.testing.assert_allclose(of_first, agreed**power / (agreed**power).mean())
+        assert others == [(1.0,), (1.0, 1.0), ()]  # nothing to go by
 
 
 class Dreamer(Speaker):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -168,3 +169,32 @@ def test_inputs_and_targets_are_one_word_apart():
     inputs, targets = inputs_and_targets(ids)
     assert inputs.tolist() == [[[START, 7, 8, END]]]
     assert targets.tolist() == [[[7, 8, END, PAD]]]
+
+
+def test_each_caption_brings_its_weight():
+    """Whichever of a photo's captions are drawn, in every process."""
+    known = captions()
+    weights = tuple(
+        tuple(10 * p + k + 1.0 for k in range(len(g))) for p, g in enumerate(known.by_photo)
+    )
+    weighed = replace(known, weights=weights)
+    options = {"grouping": "photo", "batch_size": 4, "captions_per_photo": 2, "seed": 3}
+    for rank in (0, 1):
+        place = {"rank": rank, "world": 2}
+        plain = Plan(known, **options, **place).batches(Numbers(), epoch=1)
+        for batch, same in zip(
+            Plan(weighed, **options, **place).batches(Numbers(), epoch=1), plain, strict=True
+        ):
+            assert torch.equal(batch.captions, same.captions)
+            assert same.weights is None
+            if not batch.indices:
+                assert batch.weights is None
+                continue
+            assert batch.weights.shape == batch.captions.shape[:2]
+            for p, group, found in zip(batch.indices, batch.captions, batch.weights, strict=True):
+                for ids, weight in zip(group.tolist(), found.tolist(), strict=True):
+                    if ids[0] == PAD:  # a photo with fewer captions
+                        assert weight == 0
+                        continue
+                    said = tuple(ids[1 : ids.index(END)])
+                    assert said == weighed.by_photo[p][int(weight) - 10 * p - 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -28,9 +29,9 @@ def decoder(request) -> Decoder:
     )  # fmt: skip
 
 
-def learner(decoder: Decoder, **settings: float) -> Learner:
+def learner(decoder: Decoder, *, smoothing: float = 0.0, **settings: float) -> Learner:
     return Learner(
-        encoder=None, decoder=decoder, pad=PAD, label_smoothing=0.0,
+        encoder=None, decoder=decoder, pad=PAD, label_smoothing=smoothing,
         end=END, forbidden=(PAD, START), **settings,
     )  # fmt: skip
 
@@ -77,6 +78,25 @@ def test_the_penalty_spreads_the_attention(decoder, batch):
         penalty().backward()
         optimizer.step()
     assert penalty().item() < before - 1e-3
+
+
+def test_what_is_learnt_is_each_captions_loss_by_its_weight(decoder, batch):
+    regions, captions = batch
+    weights = np.array([[0.2, 1.8], [1.3, 0.7], [1.0, 0.0]], np.float32)
+    taught = learner(decoder, smoothing=0.1)
+    total, nll = taught(regions, captions, weights=weights)
+    expected, plain = 0.0, 0.0
+    for b, k in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]:
+        loss, alone = taught(regions[b : b + 1], captions[b : b + 1, k : k + 1])
+        expected, plain = expected + float(weights[b, k]) * loss, plain + alone.item()
+    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert nll.item() == pytest.approx(plain, rel=1e-5)  # what is told counts them all alike
+    parameters = list(decoder.parameters())
+    found, wanted = (
+        torch.autograd.grad(loss, parameters, allow_unused=True) for loss in (total, expected)
+    )
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_nothing_is_drawn_at_the_beginning_of_a_run_or_when_judging(decoder, batch):

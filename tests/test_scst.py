@@ -240,7 +240,7 @@ class Teaching:
     def gradient(self, batch: Batch, step: int = 0) -> dict[str, torch.Tensor]:
         lesson = self.teach(batch, step)
         self.learner.zero_grad()
-        total, nll = self.learner(batch.photos, lesson.captions, weights=lesson.weights)
+        total, nll = self.learner(batch.photos, lesson.captions, weights=lesson.weights, drawn=True)
         assert lesson.words > 0
         assert nll > 0
         (total / lesson.divisor).backward()
@@ -339,7 +339,7 @@ def test_a_process_without_a_photo_adds_nothing():
     nothing = torch.full((1, 1, 2), SPOKEN.pad)
     batch = Batch(teaching.regions[:1], nothing, 9, (), 2)
     lesson = teaching.teach(batch, 0)
-    total, _ = teaching.learner(batch.photos, lesson.captions, weights=lesson.weights)
+    total, _ = teaching.learner(batch.photos, lesson.captions, weights=lesson.weights, drawn=True)
     total.backward()
     assert lesson.divisor == 2 * teaching.samples
     assert all(not p.grad.any() for p in teaching.decoder.parameters() if p.grad is not None)

@@ -290,6 +290,13 @@ class TrainConfig(_Record):
         description="Weight of the penalty on regions that a caption's words together look at "
         "more or less than once.",
     )
+    agreement: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="A photo's captions weigh in the loss as this power of how much the others "
+        "agree with each (mean CIDEr-D). 0: they weigh the same.",
+    )
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="Share of the target spread evenly over the vocabulary."
     )
@@ -482,7 +489,7 @@ _OF_OUR_OWN = {
     "encoder": set(EncoderConfig.model_fields) - {"fine_tune_stages"},
     "decoder": set(DecoderConfig.model_fields),
     "text": {"vocabulary", "embeddings"},
-    "train": {"word_epochs", "scheduled_sampling", "attention_penalty"},
+    "train": {"word_epochs", "scheduled_sampling", "attention_penalty", "agreement"},
 }
 """What is set for a captioner of our own alone."""
 

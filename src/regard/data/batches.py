@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -36,6 +37,8 @@ class Batch(NamedTuple):
     """B, which photos these are; none where a process has no part in a batch."""
     items: int
     """Photos, or captions if these are counted, in all processes together."""
+    weights: NDArray[np.float32] | None = None
+    """``(B, K)``, of each caption in what is learnt; none is 1."""
 
     def on(self, device: torch.device) -> Batch:
         """The same on a device."""
@@ -127,6 +130,8 @@ class Captions:
     pad: int
     start: int
     end: int
+    weights: tuple[tuple[float, ...], ...] | None = None
+    """Of each caption in what is learnt; none is 1."""
 
     def padded(self, groups: Sequence[Sequence[tuple[int, ...]]]) -> Tensor:
         """Captions of some photos as ``(B, K, T + 1)``; K is the most captions of one of them."""
@@ -139,6 +144,15 @@ class Captions:
                 ids[b, k, 1 : len(caption) + 1] = caption
                 ids[b, k, len(caption) + 1] = self.end
         return torch.from_numpy(ids)
+
+    def weighed(self, readings: Sequence[Reading], each: int) -> NDArray[np.float32] | None:
+        """The weights of the captions that are read, ``(B, each)``; 0 where there are fewer."""
+        if self.weights is None:
+            return None
+        found = np.zeros((len(readings), each), np.float32)
+        for row, (photo, captions) in zip(found, readings, strict=True):
+            row[: len(captions)] = [self.weights[photo][k] for k in captions]
+        return found
 
 
 Reading = tuple[int, tuple[int, ...]]
@@ -190,7 +204,9 @@ class Plan:
             groups = [[self.captions.by_photo[p][k] for k in ks] for p, ks in mine]
             indices = tuple(p for p, _ in mine)
             photos = source.read(indices, [int(v) for v in views[list(indices)]])
-            yield Batch(photos, self.captions.padded(groups), targets, indices, len(items))
+            captions = self.captions.padded(groups)
+            weights = self.captions.weighed(mine, captions.shape[1])
+            yield Batch(photos, captions, targets, indices, len(items), weights)
 
     def order(self, epoch: int) -> list[list[Reading]]:
         """The items of each batch of an epoch, over all processes."""

@@ -76,6 +76,7 @@ class Learner(nn.Module):
         *,
         done: float = 0.0,
         weights: NDArray[np.float32] | None = None,
+        drawn: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Sums over the words of the batch.
 
@@ -83,8 +84,9 @@ class Learner(nn.Module):
             photos: ``(B, L, D)`` or ``(B, 3, H, W)``.
             captions: ``(B, K, T + 1)``.
             done: share of the run's iterations that are done.
-            weights: ``(B, K)``: of each caption in what is minimised, which is then the surprise
-                among the words that can be drawn; none is 1, among all words.
+            weights: ``(B, K)``: of each caption in what is minimised; none is 1.
+            drawn: whether what is minimised is the surprise among the words that can be drawn,
+                rather than among all.
 
         Returns:
             The sum of what is minimised, and the plain sum of ``-log p(word)`` (nats, without a
@@ -102,6 +104,7 @@ class Learner(nn.Module):
         if weights is not None:
             by_caption = torch.from_numpy(weights).to(scores.device).unsqueeze(-1)  # (B, K, 1)
             each = by_caption.expand_as(said).flatten()[real.places]  # (M,)
+        if drawn:
             first = torch.zeros_like(said)
             first[..., 0] = True
             scores = self._drawable(scores, targets, first.flatten()[real.places])

@@ -25,6 +25,8 @@ class Lesson:
     weights: NDArray[np.float32] | None = None
     """``(B, K)``, of each caption's loss; none is 1. No tensor: mixed precision rounds those that
     a module is given."""
+    drawn: bool = False
+    """Whether the words are learnt among those that can be drawn, as they were."""
     measures: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """By name a sum and of how many it is one: means over all processes are logged."""
 
@@ -38,6 +40,6 @@ def known_captions(pad: int) -> Teach:
 
     def teach(batch: Batch, step: int) -> Lesson:
         words = int((inputs_and_targets(batch.captions)[1] != pad).sum())
-        return Lesson(batch.captions, words, batch.targets)
+        return Lesson(batch.captions, words, batch.targets, batch.weights)
 
     return teach

@@ -204,9 +204,13 @@ def run_loop(
                 torch.manual_seed(_mixed(seed, progress.step, fabric.global_rank))
                 batch = batch.on(device)
                 lesson = teach(batch, progress.step)
-                weights = {} if lesson.weights is None else {"weights": lesson.weights}
+                counted = (
+                    {}
+                    if lesson.weights is None
+                    else {"weights": lesson.weights, "drawn": lesson.drawn}
+                )
                 share = progress.step / steps
-                total, nll = wrapped(batch.photos, lesson.captions, done=share, **weights)
+                total, nll = wrapped(batch.photos, lesson.captions, done=share, **counted)
                 # DDP averages the gradients of its processes; the loss is a mean over all of them.
                 fabric.backward(total * (fabric.world_size / lesson.divisor))
                 words, measures = _over_processes(fabric, lesson)

@@ -6,6 +6,7 @@ It begins anew, or with one that was trained before; and learns people's caption
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from regard.data.batches import CachedRegions, Captions, PhotoSource, Plan, Prep
 from regard.data.dataset import Photo
 from regard.data.features import build_features, build_views
 from regard.describe import Decoding, describe
+from regard.metrics.agreement import agreement_among
 from regard.metrics.cider import DocumentFrequencies
 from regard.models.clip import Clip, load_clip
 from regard.models.decoder import Decoder
@@ -87,7 +89,11 @@ def own_trainee(
         clip = load_clip(config.train.reward_clip, device=str(fabric.device.type), option=CLIP)
         origin = {**origin, "reward_clip": clip.weights_hash}
     begin(config, origin)
-    captions = _encoded(tokens, vocabulary, config.text.max_length)
+    frequencies = DocumentFrequencies.of(tokens, least=COMMON)
+    captions = replace(
+        _encoded(tokens, vocabulary, config.text.max_length),
+        weights=_weights(tokens, config.train.agreement, frequencies),
+    )
     if config.train.word_epochs and not encoder.frozen:
         _learn_words(
             out / "encoder.pt", encoder, photos, captions, vocabulary, config, fabric, message
@@ -134,8 +140,6 @@ def own_trainee(
             precision=config.train.precision,
             seed=config.seed,
         )
-
-    frequencies = DocumentFrequencies.of(tokens, least=COMMON)
 
     def keep(folder: Path, scores: Mapping[str, Any], data: str) -> None:
         write_model(
@@ -217,6 +221,19 @@ def _encoded(tokens: Sequence[Sequence[Sequence[str]]], vocabulary: Lexicon, mos
         start=vocabulary.start,
         end=vocabulary.end,
     )
+
+
+def _weights(
+    tokens: Sequence[Sequence[Sequence[str]]], power: float, frequencies: DocumentFrequencies
+) -> tuple[tuple[float, ...], ...] | None:
+    """What each caption weighs, as ``train.agreement`` has it; the mean of a photo's is 1."""
+    if not power:
+        return None
+    found = []
+    for agreed in agreement_among([[c for c in group if c] for group in tokens], frequencies):
+        raised = agreed**power if agreed.any() else np.ones_like(agreed)
+        found.append(tuple((raised / raised.mean()).tolist() if len(raised) else ()))
+    return tuple(found)
 
 
 def _learn_words(

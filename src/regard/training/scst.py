@@ -73,7 +73,8 @@ class SelfCritical:
         samples = batch.items * self._samples
         if not batch.indices:  # nothing but padding: this process takes part and adds nothing
             weights = np.zeros(batch.captions.shape[:2], np.float32)
-            return Lesson(batch.captions, 0, samples, weights, dict.fromkeys(MEASURES, (0.0, 0.0)))
+            nothing = dict.fromkeys(MEASURES, (0.0, 0.0))
+            return Lesson(batch.captions, 0, samples, weights, drawn=True, measures=nothing)
         ids, log_probabilities = self.draw(batch, step)  # (B, K, T)
         words, ended = self.spell(ids)
         rewards = self._reward(batch.indices, words, ended)  # (B, K)
@@ -90,9 +91,10 @@ class SelfCritical:
             captions = _together(captions, batch.captions, self._vocabulary.pad)
             share = self._cross_entropy * samples / batch.targets
             people = np.full(batch.captions.shape[:2], share, np.float32)
+            people *= 1 if batch.weights is None else batch.weights
             weights = np.concatenate([weights, people], axis=1)
             said += int((inputs_and_targets(batch.captions)[1] != self._vocabulary.pad).sum())
-        return Lesson(captions, said, samples, weights, measures)
+        return Lesson(captions, said, samples, weights, drawn=True, measures=measures)
 
     @torch.no_grad()
     def draw(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
