@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regard.errors import ConfigError
-from regard.models.decoder import Searched, State, Step, Wanted
+from regard.models.beams import Searched, Wanted
+from regard.models.decoder import State, Step
 from regard.models.native import native_plain
 
 StepFunction = Callable[[Tensor, State], Step]
@@ -79,7 +80,7 @@ class Rules:
         repeats = 0 if self.barred is None else getattr(self.barred, "repeats", None)
         if self.prefix or repeats is None:
             return None
-        forbidden = [i for i in self.forbidden if i != self.end]
+        forbidden = tuple(i for i in self.forbidden if i != self.end)
         return Wanted(width, self.start, self.end, forbidden, self.fewest, self.max_length, repeats)
 
 

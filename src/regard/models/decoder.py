@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from regard.models.beams import Searched, Wanted
 from regard.models.devices import Precision, fast_precision, lowered
 from regard.models.fast import narrow_products
 
@@ -113,61 +114,6 @@ class Step(NamedTuple):
     """``(R, L)``, where it looked."""
     state: State
     """The state after the word."""
-
-
-class Wanted(NamedTuple):
-    """A beam search that a decoder is asked to do by itself."""
-
-    width: int
-    """W: how many beginnings of each photo are kept."""
-    start: int
-    """Id that every caption is begun with."""
-    end: int
-    """Id that ends a caption."""
-    forbidden: Sequence[int]
-    """Ids that are never said, the end not among them."""
-    fewest: int
-    """Fewest words of a caption."""
-    longest: int
-    """Most words."""
-    no_repeat: int
-    """No so many ids in a row are said twice in a caption; 0 allows it."""
-
-
-class Ended(NamedTuple):
-    """A beginning that has ended."""
-
-    photo: int
-    step: int
-    """The number of its words."""
-    place: int
-    """Its place among the W of the step of its last word."""
-    cut: bool
-    """Whether the end was forced because it had reached the greatest length."""
-    total: float
-    """Its log-probability with that of the end."""
-    end: float
-    """That of the end."""
-
-
-class Searched(NamedTuple):
-    """A whole beam search: what each of S steps chose for B photos, W places each, ``(S, B, W)``.
-
-    What stands in a place where nothing is going on has no meaning.
-    """
-
-    parents: Tensor
-    """Which place of the step before each goes on from."""
-    ids: Tensor
-    """The word."""
-    words: Tensor
-    """Its log-probability."""
-    rows: Tensor
-    """Which row of the step's attention is its parent's."""
-    attention: Tensor
-    """``(S, B W, L)``: where the rows looked."""
-    ended: list[Ended]
-    """In the order in which they ended."""
 
 
 class Speaker(Protocol):
@@ -302,6 +248,10 @@ class Rows:
         rows = cls(torch.arange(photos, device=device).repeat_interleave(each), photos)
         rows._table = None, None
         return rows
+
+    def are_in_order(self) -> bool:
+        """Whether each photo has one row, in the order of the photos."""
+        return torch.equal(self.photo, torch.arange(self.photos, device=self.photo.device))
 
     def select(self, indices: Tensor) -> tuple[Self, Tensor | None]:
         """Other rows, and which of the photos are left where some were left out."""

@@ -16,18 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from regard.models.attention import AdditiveAttention
-from regard.models.decoder import (
-    Decoder,
-    Ended,
-    Parts,
-    Read,
-    Real,
-    Rows,
-    Searched,
-    Step,
-    Wanted,
-    scores,
-)  # fmt: skip
+from regard.models.beams import Beams, Searched, Wanted
+from regard.models.decoder import Decoder, Parts, Read, Real, Rows, Step, scores
 from regard.models.devices import Precision, lowered
 from regard.models.dropout import Dropout, RegionDropout, WordDropout
 from regard.models.fast import Narrow, keeps_sums
@@ -315,32 +305,14 @@ class _Joined(nn.Module):
 
     def search(self, state: LstmState, wanted: Wanted) -> Searched | None:
         """A whole beam search; none without its function, or where a row is not each photo's."""
-        photos, width, most = len(state.regions), wanted.width, wanted.longest
-        if self._speak is None or state.h.dtype != torch.float32 or width > len(self.words):
+        photos, places = state.regions.shape[:2]
+        if self._speak is None or state.h.dtype != torch.float32:
             return None
-        if not torch.equal(state.rows.photo, torch.arange(photos)):
+        if wanted.width > len(self.words) or not state.rows.are_in_order():
             return None
-        steps = torch.empty(3, most, photos, width, dtype=torch.long)
-        words = torch.empty(most, photos, width)
-        attention = torch.empty(most + 1, photos * width, state.regions.shape[1])
-        over = torch.empty(photos * width, 4, dtype=torch.long)
-        values = torch.empty(len(over), 2, dtype=torch.double)
-        counts = torch.empty(2, dtype=torch.long)
-        left_out = torch.tensor([*wanted.forbidden, wanted.end])
-        self._speak(
-            state.h, state.c, *self._known(state), left_out, *steps, words, attention, over,
-            values, counts, wanted.start, len(left_out) - 1, wanted.fewest, most,
-            wanted.no_repeat, photos, width, *self._sizes(state),
-        )  # fmt: skip
-        said, ends = counts.tolist()
-        ended = [
-            Ended(photo, step, place, bool(cut), total, end)
-            for (photo, step, place, cut), (total, end) in zip(
-                over[:ends].tolist(), values[:ends].tolist(), strict=True
-            )
-        ]
-        parents, ids, rows = steps[:, :said]
-        return Searched(parents, ids, words[:said], rows, attention[:said], ended)
+        beams = Beams(wanted, photos=photos, regions=places)
+        self._speak(state.h, state.c, *self._known(state), beams.fields, *self._sizes(state))
+        return beams.searched()
 
     def _known(self, state: LstmState) -> tuple[Any, ...]:
         """What a compiled function reads for every word."""

@@ -113,7 +113,8 @@ def _library(file: str, precision: str, asked: str | None) -> ctypes.CDLL | None
         return None
     command = [compiler, *FLAGS, f"-DPRODUCTS={precision}", f"-DIS_{precision}"]
     source = FOLDER / f"{file}.cpp"
-    texts = [f.read_text(encoding="utf-8") for f in (FOLDER / "common.h", source)]
+    files = (*sorted(FOLDER.glob("*.h")), source)
+    texts = [f.read_text(encoding="utf-8") for f in files]
     made_of = hashlib.sha256("\n".join([*command, _processor(), *texts]).encode())
     name = f"{file}-{precision}-{made_of.hexdigest()[:16]}.so"
     try:

@@ -102,7 +102,9 @@ using T = PRODUCTS;
 // Of scores whose greatest is known, in place.
 inline void softmax(float* e, float most, int64_t L) {
     float sum = 0;
+#pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < L; i++) sum += e[i] = exp_(e[i] - most);
+#pragma omp simd
     for (int64_t i = 0; i < L; i++) e[i] /= sum;
 }
 
