@@ -18,25 +18,28 @@ B, K, L, D, T, V = 3, 4, 6, 10, 6, 23
 
 def lstm(**options) -> LstmDecoder:
     return LstmDecoder(
-        vocabulary_size=V, feature_width=D, embedding_width=5, hidden_width=7, attention_width=8,
-        **options,
+        vocabulary_size=V, feature_width=D, embedding_width=5, attention_width=8,
+        **{"hidden_width": 7, **options},
     )  # fmt: skip
 
 
 def transformer(**options) -> TransformerDecoder:
     return TransformerDecoder(
-        vocabulary_size=V, feature_width=D, hidden_width=8, heads=2, layers=2,
-        feed_forward_width=12, **{"embedding_width": 8, **options},
+        vocabulary_size=V, feature_width=D, heads=2, layers=2, feed_forward_width=12,
+        **{"embedding_width": 8, "hidden_width": 8, **options},
     )  # fmt: skip
 
 
 MAKERS: dict[str, Callable[[], Decoder]] = {
     "lstm": lstm,
     "lstm, gate, zeros": lambda: lstm(gate=True, start_state="zeros"),
+    "lstm, even": lambda: lstm(hidden_width=8),
     "transformer": transformer,
     "transformer, learned, untied": lambda: transformer(positions="learned", tied=False),
     "transformer, narrow words": lambda: transformer(embedding_width=5),
     "transformer, regions ask": lambda: transformer(region_layers=2),
+    "transformer, wide heads": lambda: transformer(hidden_width=64),
+    "transformer, wide heads, learned": lambda: transformer(hidden_width=64, positions="learned"),
 }
 
 

@@ -12,6 +12,7 @@ import torch
 from regard import search
 from regard.models import native, recurrence
 from regard.models.lstm import LstmDecoder
+from regard.models.transformer import TransformerDecoder
 from regard.text.phrases import Phrases
 from regard.text.vocabulary import Vocabulary
 
@@ -182,10 +183,35 @@ def test_a_step_in_one_call_is_the_step_in_many(gate, photos):
         state = together.state
 
 
-@pytest.mark.parametrize("gate", [False, True])
+def lstm(words: Vocabulary, *, gate: bool) -> LstmDecoder:
+    return LstmDecoder(
+        vocabulary_size=len(words), feature_width=34, embedding_width=10, hidden_width=36,
+        attention_width=18, gate=gate,
+    )  # fmt: skip
+
+
+def transformer(words: Vocabulary, **options) -> TransformerDecoder:
+    return TransformerDecoder(
+        vocabulary_size=len(words), feature_width=34, hidden_width=64, heads=2, layers=2,
+        feed_forward_width=18, **options,
+    )  # fmt: skip
+
+
+SPEAKERS = {
+    "lstm": lambda words: lstm(words, gate=False),
+    "lstm, gate": lambda words: lstm(words, gate=True),
+    "transformer": lambda words: transformer(words, embedding_width=64, region_layers=1),
+    "transformer, narrow": lambda words: transformer(
+        words, embedding_width=10, positions="learned"
+    ),
+    "transformer, untied": lambda words: transformer(words, embedding_width=10, tied=False),
+}
+
+
+@pytest.mark.parametrize("speaker", SPEAKERS)
 @pytest.mark.parametrize("no_repeat", [None, 1, 2, 3])
 @pytest.mark.parametrize(("fewest", "longest"), [(1, 9), (4, 4), (7, 12)])
-def test_a_search_in_one_call_is_the_search_step_by_step(gate, no_repeat, fewest, longest):
+def test_a_search_in_one_call_is_the_search_step_by_step(speaker, no_repeat, fewest, longest):
     """To the last bit, whatever the width: also where a caption has to end for want of words."""
     if native.native("speak", torch.empty(0, dtype=torch.bfloat16)) is None:
         pytest.skip("no compiler, or a processor without bf16")
@@ -196,12 +222,10 @@ def test_a_search_in_one_call_is_the_search_step_by_step(gate, no_repeat, fewest
         min_length=fewest, max_length=longest,
         barred=None if no_repeat is None else Phrases(words, [], no_repeat),
     )  # fmt: skip
-    decoder = LstmDecoder(
-        vocabulary_size=len(words), feature_width=34, embedding_width=10, hidden_width=36,
-        attention_width=18, gate=gate,
-    )  # fmt: skip
-    with torch.no_grad():
-        decoder.output.weight.mul_(10)  # so that it is sure of some words, and says them again
+    decoder = SPEAKERS[speaker](words)
+    with torch.no_grad():  # so that it is sure of some words, and says them again
+        for weight in decoder.parameters():
+            weight.mul_(3)
     decoder = decoder.fast("bf16")
     asked = []
 

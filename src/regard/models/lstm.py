@@ -297,8 +297,8 @@ class _Joined(nn.Module):
         logits, past = empty(rows, len(self.words)), sum(self._widths)
         room = empty(rows * (past + 8 * n + max(n, width)))
         self._say(
-            state.h, state.c, tokens, state.rows.photo, *self._known(state), h, c, alpha, logits,
-            room, rows, *self._sizes(state),
+            state.h, state.c, tokens.contiguous(), state.rows.photo, *self._known(state), h, c,
+            alpha, logits, room, rows, *self._sizes(state),
         )  # fmt: skip
         after = LstmState(h, c, state.rows, state.keys, state.regions)
         return Step(logits, alpha, after)

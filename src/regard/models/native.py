@@ -30,7 +30,10 @@ FOLDER = Path(__file__).with_name("kernels")
 SPEAKING = frozenset(
     ("look", "gather", "cell", "log_probabilities", "go_on", "lent", "multiply", "say", "speak")
 )
-"""What is in ``speaking.cpp``; all else is in ``training.cpp``."""
+"""What is in ``speaking.cpp``."""
+
+TRANSFORMER = frozenset(("say_words", "speak_words"))
+"""What is in ``transformer.cpp``; all else is in ``training.cpp``."""
 
 FLAGS = (
     "-O3", "-march=native", "-mprefer-vector-width=512", "-std=c++17", "-fopenmp", "-shared",
@@ -80,7 +83,8 @@ _LOADED: list[tuple[torch.dtype, str | None]] = []
 
 @functools.cache
 def _function(name: str, dtype: torch.dtype, asked: str | None) -> Callable[..., None] | None:
-    file = "speaking" if name in SPEAKING else "training"
+    files = {"speaking": SPEAKING, "transformer": TRANSFORMER}
+    file = next((file for file, names in files.items() if name in names), "training")
     library = _library(file, str(dtype).removeprefix("torch."), asked)
     function = getattr(library, name, None)
     if function is None:  # no library, or a function that needs more of the processor than it has

@@ -18,19 +18,21 @@ Where it looked for a word is the mean over the heads of the last layer's attent
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from regard.models.beams import Beams, Searched, Wanted
 from regard.models.decoder import Decoder, Parts, Read, Real, Rows, Step, scores
 from regard.models.devices import Precision, lowered
 from regard.models.dropout import Dropout, RegionDropout, WordDropout
 from regard.models.fast import Narrow, keeps_sums
 from regard.models.heads import Memory, attend, attend_joined, by_head
+from regard.models.native import native
 
 POSITIONS = 201
 """Learned positions: ``<START>`` and the most words that a caption may be asked to have."""
@@ -57,6 +59,34 @@ class TransformerState:
         rows, left = self.rows.select(indices)
         seen = self.seen if left is None else tuple(memory.rows(left) for memory in self.seen)
         return TransformerState(tuple(memory.rows(indices) for memory in self.said), rows, seen)
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledState:
+    """The same of a fast copy: what is kept of the words is neither moved nor copied.
+
+    A row that goes on from another only knows which that was.
+    """
+
+    said: tuple[Tensor, ...]
+    """For each of the t words ``(rows of its step, layers, 2 N)``: keys and values, bf16."""
+    where: Tensor
+    """``(R, t)``: which rows of those each row has."""
+    rows: Rows
+    """Which photo each row describes."""
+    seen: Tensor
+    """``(layers, B, L, 2 N)``, bf16: keys and values of the regions."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return self.where.device
+
+    def select(self, indices: Tensor) -> CompiledState:
+        """The state of other rows: ``indices`` is ``(R,)``; repeats are allowed."""
+        rows, left = self.rows.select(indices)
+        seen = self.seen if left is None else self.seen[:, left]
+        return CompiledState(self.said, self.where.index_select(0, indices), rows, seen)
 
 
 class TransformerDecoder(Decoder):
@@ -129,6 +159,7 @@ class TransformerDecoder(Decoder):
         self.word_dropout = WordDropout(word_dropout)
         self.region_dropout = RegionDropout(region_dropout)
         self.scorer: Narrow | None = None  # of a fast copy
+        self.compiled: _Compiled | None = None  # of a fast copy
         for rows in (self.embedding.weight, self.output):
             if rows is not None:  # scores of about 1 from normalised hidden values
                 nn.init.normal_(rows, std=rows.shape[1] ** -0.5)
@@ -160,6 +191,7 @@ class TransformerDecoder(Decoder):
         copied = super().fast(precision)
         if isinstance(copied.see, Narrow) and keeps_sums(self.bias.device):
             copied.scorer = Narrow(self._rows(), self.bias)
+            copied.compiled = _Compiled.of(copied, next(self._layers()).widen.out_features)
         return copied
 
     def _rows(self) -> Tensor:
@@ -167,9 +199,11 @@ class TransformerDecoder(Decoder):
         return self.embedding.weight if self.output is None else self.output
 
     @torch.no_grad()
-    def start(self, regions: Tensor) -> TransformerState:
+    def start(self, regions: Tensor) -> TransformerState | CompiledState:
         """The state before the first word, one row for each photo of ``(B, L, D)``."""
         regions = self._seen(regions)
+        if self.compiled is not None:
+            return self.compiled.start(regions)
         seen = tuple(
             Memory(*by_head(layer.of_seen(regions), 2, layer.heads)) for layer in self._layers()
         )
@@ -179,8 +213,11 @@ class TransformerDecoder(Decoder):
         return TransformerState((Memory(nothing, nothing),) * len(seen), rows, seen)
 
     @torch.no_grad()
-    def step(self, tokens: Tensor, state: TransformerState) -> Step:
+    def step(self, tokens: Tensor, state: TransformerState | CompiledState) -> Step:
         """Say one word, ``(R,)`` ids, in each row of the state."""
+        if isinstance(state, CompiledState):
+            assert self.compiled is not None
+            return self.compiled.step(tokens, state)
         length = state.said[0].keys.shape[2]
         places = torch.full((1,), length, device=tokens.device)
         words, said = self._enter(tokens, places), []  # (R, N)
@@ -189,6 +226,10 @@ class TransformerDecoder(Decoder):
             said.append(now)
         after = TransformerState(tuple(said), state.rows, state.seen)
         return Step(self.logits(self.norm(words)), state.rows.by_row(_gaze(weights)), after)
+
+    def search(self, state: Any, wanted: Wanted) -> Searched | None:
+        """A whole beam search in one compiled call; see :meth:`Speaker.search`."""
+        return None if self.compiled is None else self.compiled.search(state, wanted)
 
     def apart(self, state: TransformerState) -> Parts:
         """A state as plain tensors."""
@@ -205,13 +246,14 @@ class TransformerDecoder(Decoder):
         words = self.word_dropout(words, places)
         if self.enter is not None:
             words = self.enter(words)
-        if self.positions is None:
-            known = _sinusoids(places, self.embedding.weight, words.shape[-1])
-        else:
-            known = self.positions[places.clamp_max(POSITIONS - 1)]
-        words = words + known.to(words.dtype)
-        entered: Tensor = self.dropout(words)
+        entered: Tensor = self.dropout(words + self.of_places(places).to(words.dtype))
         return entered
+
+    def of_places(self, places: Tensor) -> Tensor:
+        """What is added to the words in these places ``(...)``, ``(..., N)``."""
+        if self.positions is None:
+            return _sinusoids(places, self.embedding.weight, self.norm.normalized_shape[0])
+        return self.positions[places.clamp_max(POSITIONS - 1)]
 
     def _seen(self, regions: Tensor) -> Tensor:
         """What the layers ask of the photos, ``(B, L, N)``, from regions ``(B, L, D)``."""
@@ -286,6 +328,117 @@ class _Layer(nn.Module):
         found, weights = attend(asked, seen)
         words = words + self.from_seen(rows.by_row(found.transpose(1, 2).flatten(2)))
         return _widened(self, words), said, weights
+
+
+class _Compiled(nn.Module):
+    """A fast copy's words in one compiled call each, and whole searches.
+
+    Args:
+        copied: the copy, which has this as a part.
+        wide: to what its feed-forward layers widen.
+        say: what says a word.
+        speak: what searches.
+    """
+
+    words: Tensor
+    """How each word enters, ``(V, N)``."""
+
+    @classmethod
+    def of(cls, copied: TransformerDecoder, wide: int) -> Self | None:
+        """None without a compiler, or where widths are not those that the functions take."""
+        like = torch.empty(0, dtype=torch.bfloat16, device=copied.bias.device)
+        say, speak = native("say_words", like), native("speak_words", like)
+        if say is None or speak is None or copied.bias.dtype != torch.float32:
+            return None
+        entering, width = copied.embedding.embedding_dim, copied.norm.normalized_shape[0]
+        if width // next(copied._layers()).heads % 32 or entering % 2 or wide % 2:
+            return None
+        return cls(copied, wide, say, speak)
+
+    def __init__(
+        self,
+        copied: TransformerDecoder,
+        wide: int,
+        say: Callable[..., None],
+        speak: Callable[..., None],
+    ) -> None:
+        super().__init__()
+        self._say, self._speak, self._wide = say, speak, wide
+        # In a list and a tuple they stay parts of the copy alone.
+        self._layers = list(copied._layers())
+        self._ends = copied.norm, copied.leave, copied.scorer
+        self._of_places = copied.of_places
+        rows = copied.embedding.weight.detach()
+        entered = rows * math.sqrt(rows.shape[1])
+        self.register_buffer("words", entered if copied.enter is None else copied.enter(entered))
+        self._entering = rows.shape[1]
+
+    def start(self, regions: Tensor) -> CompiledState:
+        """The state before the first word, of regions ``(B, L, N)`` as the layers ask them."""
+        seen = torch.stack([layer.of_seen(regions).bfloat16() for layer in self._layers])
+        nothing = torch.empty(len(regions), 0, dtype=torch.long)
+        return CompiledState((), nothing, Rows.in_order(len(regions), 1, seen.device), seen)
+
+    def step(self, tokens: Tensor, state: CompiledState) -> Step:
+        """One more word of each row."""
+        (rows, t), (depth, _, regions, both) = state.where.shape, state.seen.shape
+        empty, known = self.words.new_empty, self._known(state, t)
+        now = state.seen.new_empty(rows, depth, both)
+        alpha, logits = empty(rows, regions), empty(rows, len(self.words))
+        said = torch.tensor([step.data_ptr() for step in state.said], dtype=torch.long)
+        self._say(
+            known.fields, tokens.contiguous(), state.rows.photo, said, state.where, now, alpha,
+            logits, rows, t,
+        )  # fmt: skip
+        where = torch.cat([state.where, torch.arange(rows).unsqueeze(1)], dim=1)
+        return Step(logits, alpha, CompiledState((*state.said, now), where, state.rows, state.seen))
+
+    def search(self, state: CompiledState, wanted: Wanted) -> Searched | None:
+        """A whole beam search; none where a row is not each photo's."""
+        _, photos, regions, _ = state.seen.shape
+        if wanted.width > len(self.words) or state.said or not state.rows.are_in_order():
+            return None
+        beams = Beams(wanted, photos=photos, regions=regions)
+        known = self._known(state, wanted.longest)
+        self._speak(known.fields, beams.fields)
+        return beams.searched()
+
+    def _known(self, state: CompiledState, longest: int) -> _Known:
+        """What is read for every word, up to that after ``longest``."""
+        places = self._of_places(torch.arange(longest + 1)).detach().contiguous()  # (T, N)
+        depth, photos, regions, both = state.seen.shape
+        layers = torch.tensor([
+            address
+            for layer in self._layers
+            for part in (
+                layer.norm_said, layer.of_said, layer.from_said, layer.norm_seen, layer.query,
+                layer.from_seen, layer.norm_wide, layer.widen, layer.narrow,
+            )
+            for address in _addresses(part)
+        ])  # fmt: skip
+        fields = torch.tensor([
+            *(x.data_ptr() for x in (self.words, places, layers, state.seen)),
+            *(address for part in self._ends for address in _addresses(part)),
+            depth, photos, regions, both // 2, self._layers[0].heads, self._wide, self._entering,
+            len(self.words),
+        ])  # fmt: skip
+        return _Known(fields, layers, places)
+
+
+class _Known(NamedTuple):
+    """``Transformer`` of ``kernels/transformer.cpp``: the same fields in the same order."""
+
+    fields: Tensor
+    layers: Tensor
+    """For each layer its parts' weights and biases. Here, as the places are, to stay in memory."""
+    places: Tensor
+
+
+def _addresses(part: Any) -> tuple[int, int]:
+    """Where the weight and the bias of a part are; 0 where it has none."""
+    if part is None:
+        return 0, 0
+    return part.weight.data_ptr(), 0 if part.bias is None else part.bias.data_ptr()
 
 
 def _gaze(weights: Tensor) -> Tensor:
