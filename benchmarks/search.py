@@ -84,7 +84,9 @@ def _measured(
         speaker = speakers[precision]
         with torch.inference_mode():
             state = speaker.start(regions[:photos])
-        found = beam_search(speaker.step, state, photos, rules=RULES, width=width)
+        found = beam_search(
+            speaker.step, state, photos, rules=RULES, width=width, at_once=speaker.search
+        )
         return [best[0].ids for best in found]
 
     def plain() -> list[tuple[int, ...]]:
