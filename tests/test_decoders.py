@@ -40,6 +40,7 @@ MAKERS: dict[str, Callable[[], Decoder]] = {
     "transformer, regions ask": lambda: transformer(region_layers=2),
     "transformer, wide heads": lambda: transformer(hidden_width=64),
     "transformer, wide heads, learned": lambda: transformer(hidden_width=64, positions="learned"),
+    "transformer, wide heads, untied": lambda: transformer(hidden_width=64, tied=False),
 }
 
 

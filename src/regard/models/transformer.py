@@ -350,8 +350,8 @@ class _Compiled(nn.Module):
         say, speak = native("say_words", like), native("speak_words", like)
         if say is None or speak is None or copied.bias.dtype != torch.float32:
             return None
-        entering, width = copied.embedding.embedding_dim, copied.norm.normalized_shape[0]
-        if width // next(copied._layers()).heads % 32 or entering % 2 or wide % 2:
+        width, scored = copied.norm.normalized_shape[0], copied._rows().shape[1]
+        if width // next(copied._layers()).heads % 32 or scored % 2 or wide % 2:
             return None
         return cls(copied, wide, say, speak)
 
@@ -371,7 +371,7 @@ class _Compiled(nn.Module):
         rows = copied.embedding.weight.detach()
         entered = rows * math.sqrt(rows.shape[1])
         self.register_buffer("words", entered if copied.enter is None else copied.enter(entered))
-        self._entering = rows.shape[1]
+        self._scored = copied._rows().shape[1]
 
     def start(self, regions: Tensor) -> CompiledState:
         """The state before the first word, of regions ``(B, L, N)`` as the layers ask them."""
@@ -419,7 +419,7 @@ class _Compiled(nn.Module):
         fields = torch.tensor([
             *(x.data_ptr() for x in (self.words, places, layers, state.seen)),
             *(address for part in self._ends for address in _addresses(part)),
-            depth, photos, regions, both // 2, self._layers[0].heads, self._wide, self._entering,
+            depth, photos, regions, both // 2, self._layers[0].heads, self._wide, self._scored,
             len(self.words),
         ])  # fmt: skip
         return _Known(fields, layers, places)

@@ -93,14 +93,15 @@ inline void attend(const bfloat16* query, const Key& key, float* weights, bfloat
     }
 }
 
-// What a Transformer knows while it speaks. N, E and F are even, a head's part of N a multiple of 32.
+// What a Transformer knows while it speaks. E is what scores words have: N, unless what leaves is
+// brought to it. E and F are even, a head's part of N is a multiple of 32.
 struct Transformer {
     const float* words;    // (V, N), as they enter
     const float* places;   // (T, N), what is added to those in each place
     const Layer* layers;   // (depth)
     const bfloat16* seen;  // (depth, B, L, 2 N): keys and values of the regions
     Norm norm;
-    Linear leave, scorer;  // leave's weights are none where E is N
+    Linear leave, scorer;  // there may be nothing that leaves
     int64_t depth, B, L, N, heads, F, E, V;
 
     // Floats that a word of R rows with t words before it needs room for.
