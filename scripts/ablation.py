@@ -20,7 +20,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-BASE = ("--preset", "fast", "--set", "train.epochs=8", "--set", "validation.beam=3")
+BASE = (
+    "--preset", "fast", "--set", "decoder.gate=true", "--set", "train.epochs=8",
+    "--set", "validation.beam=3",
+)  # fmt: skip
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "base": (),

@@ -39,13 +39,13 @@ def test_later_settings_win(tmp_path):
         preset="fast",
         file=file,
         overrides={"encoder.id": "small", "train.batch_size": 8},
-        settings=["train.epochs=2", "decoder.gate=false"],
+        settings=["train.epochs=2", "decoder.dropout=0.25"],
     )
     assert (config.train.epochs, config.train.batch_size, config.seed) == (2, 8, 5)
     assert config.train.learning_rate == 1e-4
     assert config.train.grouping == "photo"
     assert config.encoder.id == "small"
-    assert config.decoder.gate is False
+    assert config.decoder.dropout == 0.25
 
 
 def test_every_field_is_explained():

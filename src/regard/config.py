@@ -501,10 +501,10 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "fast": (
         "The best captions for the time on two cores: photos with all their captions, smoothing, "
-        "decay, dropout, a gate on the context, a cosine schedule.",
+        "decay, dropout, a cosine schedule.",
         {
             "text": {"vocabulary": "words:5"},
-            "decoder": {"gate": True, "dropout": 0.5},
+            "decoder": {"dropout": 0.5},
             "train": {
                 "epochs": 12,
                 "grouping": "photo",
