@@ -47,6 +47,7 @@ FLOORS = {
 # over photos as photos are placed; the cache is filled in the lanes that encoders are fast in.
 ALLOWED = {
     ("search", "models.decoder"),
+    ("search", "models.beams"),
     ("search", "models.native"),
     ("plots", "images"),
     ("data.features", "models.lanes"),
