@@ -291,14 +291,12 @@ class _Joined(nn.Module):
         """A step in one compiled call, as :meth:`LstmDecoder.step`; none without it."""
         if self._say is None or state.h.dtype != torch.float32:
             return None
-        (rows, n), (places, width) = state.h.shape, state.regions.shape[1:]
-        empty = state.h.new_empty
+        (rows, n), places, empty = state.h.shape, state.regions.shape[1], state.h.new_empty
         h, c, alpha = empty(rows, n), empty(rows, n), empty(rows, places)
-        logits, past = empty(rows, len(self.words)), sum(self._widths)
-        room = empty(rows * (past + 8 * n + max(n, width)))
+        logits = empty(rows, len(self.words))
         self._say(
             state.h, state.c, tokens.contiguous(), state.rows.photo, *self._known(state), h, c,
-            alpha, logits, room, rows, *self._sizes(state),
+            alpha, logits, rows, *self._sizes(state),
         )  # fmt: skip
         after = LstmState(h, c, state.rows, state.keys, state.regions)
         return Step(logits, alpha, after)

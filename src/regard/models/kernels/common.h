@@ -1,4 +1,4 @@
-// What speaking.cpp and training.cpp share.
+// What speaking.cpp, transformer.cpp and training.cpp share.
 //
 // The loops there touch every (caption, region, width), every (word, vocabulary) or every (head,
 // word, region) once. Each function is a formula of recurrence.py, heads.py, training/loss.py or

@@ -116,9 +116,9 @@ void look_rows(const bfloat16* key, const bfloat16* queries, int64_t stride, con
     for (int r = 0; r < ROWS; r++) softmax(alpha + r * L, most[r], L);
 }
 
-// What an LSTM knows while it speaks. past is the gates, the query and, where there is a gate, its
-// argument; P values a row. N, A and D are even. Without of_context the regions are their part of
-// the gates already, and D is 4N.
+// What an LSTM knows while it speaks. past is the gates and the query, P values a row. With a gate
+// on the context its argument follows in past. Without one there is no of_context: the regions are
+// their part of the gates already, and D is 4N. N, A and D are even.
 struct Lstm {
     const bfloat16* keys;
     const float *regions, *score;
@@ -140,7 +140,6 @@ struct Lstm {
              int64_t R) const {
         float *past = room, *context = past + R * P, *gates = context + R * 4 * N;
         auto* small = reinterpret_cast<bfloat16*>(gates + R * 4 * N);  // R * max(N, D)
-        const bool gated = P > 4 * N + A;
         narrow(h, small, R * N);
         product(small, of_past, past_bias, past, R, N / 2, P);
 #pragma omp for schedule(static)
@@ -161,10 +160,8 @@ struct Lstm {
                 float sum[PART];
                 gather_part(alpha + r * L, region, sum, width, L, D);
                 const float* opening = past + r * P + 4 * N + A + from;
-                if (gated) {
 #pragma omp simd
-                    for (int64_t d = 0; d < width; d++) sum[d] *= sigmoid(opening[d]);
-                }
+                for (int64_t d = 0; d < width; d++) sum[d] *= sigmoid(opening[d]);
                 for (int64_t d = 0; d < width; d++) put(small[r * D + from + d], sum[d]);
             }
         }
@@ -310,12 +307,13 @@ void say(const float* h, const float* c, const int64_t* tokens, const int64_t* p
          const bfloat16* keys, const float* regions, const float* score, const bfloat16* of_past,
          const float* past_bias, const bfloat16* of_context, const float* words,
          const bfloat16* of_score, const float* score_bias, float* after_h, float* after_c,
-         float* alpha, float* logits, float* room, int64_t R, int64_t L, int64_t D, int64_t A,
-         int64_t N, int64_t P, int64_t V, int threads) {
+         float* alpha, float* logits, int64_t R, int64_t L, int64_t D, int64_t A, int64_t N,
+         int64_t P, int64_t V, int threads) {
     const Lstm lstm{keys,     regions,    score, of_past, past_bias, of_context, words,
                     of_score, score_bias, L,     D,       A,         N,          P,     V};
+    const std::unique_ptr<float[]> room(new float[lstm.room(R)]);
 #pragma omp parallel num_threads(threads)
-    lstm.say(h, c, tokens, photo, after_h, after_c, alpha, logits, room, R);
+    lstm.say(h, c, tokens, photo, after_h, after_c, alpha, logits, room.get(), R);
 }
 
 // A whole beam search of the LSTM, see Beams, from the states h and c (B, N).
