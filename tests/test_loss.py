@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from regard.training import loss
-from regard.training.loss import NOTHING, surprise
+from regard.training.loss import NOTHING, Taught, surprise
 
 
 @pytest.fixture(params=["compiled", "torch"])
@@ -61,6 +61,41 @@ def test_words_may_have_weights(way, dtype, smoothing):
     torch.testing.assert_close(nll.double(), plain, rtol=1e-5, atol=0)
     rounding = 5e-3 if dtype == torch.bfloat16 else 1e-5
     torch.testing.assert_close(given.grad.double(), wide.grad, rtol=rounding, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("a", [0.4, 1.0])
+def test_teachers_take_their_share_of_the_word(way, dtype, smoothing, weighted, a):
+    torch.manual_seed(0)
+    words, vocabulary = 7, 133
+    scores = (4 * torch.randn(words, vocabulary)).to(dtype)
+    targets = torch.randint(0, vocabulary, (words,))
+    targets[2] = NOTHING
+    weights = torch.randn(words) if weighted else None
+    ids = torch.stack([torch.randperm(vocabulary)[:5] for _ in range(words)])
+    shares = torch.rand(words, 5).softmax(-1)
+    ids[0, 3] = targets[0]  # the word itself may be expected
+
+    said = F.one_hot(targets.clamp_min(0), vocabulary).double()
+    theirs = torch.zeros(words, vocabulary).scatter_add_(1, ids, shares).double()
+    target = (1 - smoothing) * ((1 - a) * said + a * theirs) + smoothing / vocabulary
+    each = (torch.ones(words) if weights is None else weights).double() * (targets != NOTHING)
+    wide = scores.double().clone().requires_grad_()
+    expected = -(target * wide.log_softmax(-1)).sum(-1) @ each
+    (3.5 * expected).backward()
+
+    given = scores.clone().requires_grad_()
+    taught = Taught(ids, shares, a)
+    total, nll = surprise(given * 1, targets, smoothing=smoothing, weights=weights, taught=taught)
+    (3.5 * total).backward()
+
+    torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=1e-5)
+    plain = F.cross_entropy(scores.double(), targets, reduction="sum", ignore_index=NOTHING)
+    torch.testing.assert_close(nll.double(), plain, rtol=1e-5, atol=0)
+    rounding = 1e-2 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(given.grad.double(), wide.grad, rtol=rounding, atol=rounding)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -352,6 +352,14 @@ def train(
             help="Begin with this captioner of regard's own: a run, a model folder or a hub id.",
         ),
     ] = None,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--teacher",
+            help="Learn what this captioner of regard's own expects at each word, too: a run, a "
+            "model folder or a hub id. Given several times: what they expect together.",
+        ),
+    ] = None,
     scst: Annotated[
         bool,
         typer.Option(
@@ -408,6 +416,8 @@ def train(
         overrides["captioner.id"] = finished
     if init is not None:
         overrides["captioner.init"] = init
+    if teacher:
+        overrides["train.teachers"] = teacher
     if scst:
         overrides["train.objective"] = "scst"
     if encoder is not None:

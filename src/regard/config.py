@@ -300,6 +300,18 @@ class TrainConfig(_Record):
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="Share of the target spread evenly over the vocabulary."
     )
+    teachers: tuple[str, ...] = Field(
+        (),
+        description="Captioners of regard's own (runs, model folders, hub ids) with the same "
+        "words; what they expect together at each word of people's captions is learnt beside it.",
+    )
+    teaching: float = Field(
+        0.6,
+        gt=0,
+        le=1,
+        description="Share of the target that is what train.teachers expect; the rest is the word "
+        "that people said.",
+    )
     objective: Literal["cross-entropy", "scst"] = Field(
         "cross-entropy",
         description="What is learnt: people's captions word by word, or to say what is rewarded "
@@ -356,7 +368,7 @@ class TrainConfig(_Record):
                 f"label_smoothing is {self.label_smoothing}, which is for cross-entropy; set it to "
                 "0 (--preset scst does)"
             )
-        for name in ("scheduled_sampling", "attention_penalty"):
+        for name in ("scheduled_sampling", "attention_penalty", "teachers"):
             if getattr(self, name):
                 raise ValueError(
                     f"{name} is {getattr(self, name)}, which is for people's captions; leave it out"
@@ -473,6 +485,7 @@ class Config(_Record):
             {} if begun else {"captioner": {"init"}},
             {} if begun or finished else {"captioner": {"revision"}},
             {} if self.train.objective == "scst" else {"train": _OF_SCST},
+            {} if self.train.teachers else {"train": {"teachers", "teaching"}},
         ]
         exclude: dict[str, set[str]] = {}
         for sections in others:
@@ -489,7 +502,14 @@ _OF_OUR_OWN = {
     "encoder": set(EncoderConfig.model_fields) - {"fine_tune_stages"},
     "decoder": set(DecoderConfig.model_fields),
     "text": {"vocabulary", "embeddings"},
-    "train": {"word_epochs", "scheduled_sampling", "attention_penalty", "agreement"},
+    "train": {
+        "word_epochs",
+        "scheduled_sampling",
+        "attention_penalty",
+        "agreement",
+        "teachers",
+        "teaching",
+    },
 }
 """What is set for a captioner of our own alone."""
 

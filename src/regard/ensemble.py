@@ -58,6 +58,11 @@ class Ensemble:
         return tuple(found), tuple(sources)
 
     @property
+    def sources(self) -> tuple[int, ...]:
+        """Which of the encoders each member has."""
+        return self._sources[1]
+
+    @property
     def encoders(self) -> tuple[Encoder, ...]:
         """The different ones, in the order of the members."""
         return self._sources[0]
@@ -93,7 +98,7 @@ class Ensemble:
         if len(self.members) == 1:
             return self.members[0].speaker()
         shapes = [(encoder.grid[0] * encoder.grid[1], encoder.width) for encoder in self.encoders]
-        return Together([member.speaker() for member in self.members], self._sources[1], shapes)
+        return Together([member.speaker() for member in self.members], self.sources, shapes)
 
     def regions(self, each: Sequence[Tensor]) -> Tensor:
         """What :meth:`speaker` starts from: of the regions ``(B, L, D)`` of each encoder."""

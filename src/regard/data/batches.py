@@ -7,13 +7,15 @@ without talking to the others.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -39,10 +41,22 @@ class Batch(NamedTuple):
     """Photos, or captions if these are counted, in all processes together."""
     weights: NDArray[np.float32] | None = None
     """``(B, K)``, of each caption in what is learnt; none is 1."""
+    expected: Expected | None = None
+    """What teachers expect at each word, ``(B, K, T, k)``; none where there are none."""
 
     def on(self, device: torch.device) -> Batch:
         """The same on a device."""
         return self._replace(photos=self.photos.to(device), captions=self.captions.to(device))
+
+
+class Expected(NamedTuple):
+    """The k words that are expected most at each of some places, and how much."""
+
+    ids: NDArray[np.integer[Any]]
+    """``(..., k)``."""
+    shares: NDArray[np.floating[Any]]
+    """``(..., k)``; they sum to 1, or are all 0 where no word is said. No tensors: mixed precision
+    rounds those that a module is given."""
 
 
 class PhotoSource(Protocol):
@@ -132,6 +146,9 @@ class Captions:
     end: int
     weights: tuple[tuple[float, ...], ...] | None = None
     """Of each caption in what is learnt; none is 1."""
+    expected: Expected | None = None
+    """What teachers expect at each word and at each end, photo by photo and caption by caption,
+    ``(words, k)``; none where there are none."""
 
     def padded(self, groups: Sequence[Sequence[tuple[int, ...]]]) -> Tensor:
         """Captions of some photos as ``(B, K, T + 1)``; K is the most captions of one of them."""
@@ -153,6 +170,28 @@ class Captions:
         for row, (photo, captions) in zip(found, readings, strict=True):
             row[: len(captions)] = [self.weights[photo][k] for k in captions]
         return found
+
+    @cached_property
+    def _first(self) -> list[NDArray[np.int64]]:
+        """Of each photo, where its captions' words begin among those of all."""
+        lengths = [[len(c) + 1 for c in group] for group in self.by_photo]
+        ends = np.cumsum([0, *(length for group in lengths for length in group)])
+        bounds = np.cumsum([0, *map(len, lengths)])
+        return [ends[first:last] for first, last in itertools.pairwise(bounds.tolist())]
+
+    def expected_of(self, readings: Sequence[Reading], each: int, longest: int) -> Expected | None:
+        """What teachers expect in the captions that are read, ``(B, each, longest, k)``."""
+        if self.expected is None:
+            return None
+        shape = len(readings), each, longest, self.expected.ids.shape[-1]
+        ids, shares = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
+        for b, (photo, captions) in enumerate(readings):
+            for row, k in enumerate(captions):
+                words = len(self.by_photo[photo][k]) + 1
+                first = int(self._first[photo][k])
+                ids[b, row, :words] = self.expected.ids[first : first + words]
+                shares[b, row, :words] = self.expected.shares[first : first + words]
+        return Expected(ids, shares)
 
 
 Reading = tuple[int, tuple[int, ...]]
@@ -205,8 +244,10 @@ class Plan:
             indices = tuple(p for p, _ in mine)
             photos = source.read(indices, [int(v) for v in views[list(indices)]])
             captions = self.captions.padded(groups)
-            weights = self.captions.weighed(mine, captions.shape[1])
-            yield Batch(photos, captions, targets, indices, len(items), weights)
+            _, each, longest = captions.shape  # K, T + 1
+            weights = self.captions.weighed(mine, each)
+            expected = self.captions.expected_of(mine, each, longest - 1)
+            yield Batch(photos, captions, targets, indices, len(items), weights, expected)
 
     def order(self, epoch: int) -> list[list[Reading]]:
         """The items of each batch of an epoch, over all processes."""

@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from regard.data.batches import inputs_and_targets
+from regard.data.batches import Expected, inputs_and_targets
 from regard.models.decoder import Decoder, Real
 from regard.models.devices import lowered
 from regard.models.encoders import Encoder
-from regard.training.loss import NOTHING, surprise
+from regard.training.loss import NOTHING, Taught, surprise
 
 NEVER = -1e4
 """A score of what cannot be. Not minus infinity: no mean over the vocabulary has that."""
@@ -36,6 +36,7 @@ class Learner(nn.Module):
             sampling for sequence prediction", 2015, section 2.4). All words of a caption are drawn
             at once, each after the known words before it (Mihaylova and Martins, "Scheduled
             sampling for Transformers", 2019), so that one more reading is all it takes.
+        teaching: share of the target that is what teachers expect, where there are teachers.
         end: id that ends a caption, and never is its first.
         forbidden: ids that are never drawn.
     """
@@ -50,6 +51,7 @@ class Learner(nn.Module):
         label_smoothing: float,
         attention_penalty: float = 0.0,
         scheduled_sampling: float = 0.0,
+        teaching: float = 0.0,
         forbidden: Sequence[int] = (),
     ) -> None:
         super().__init__()
@@ -59,6 +61,7 @@ class Learner(nn.Module):
         self._smoothing = label_smoothing
         self._penalty = attention_penalty
         self._sampling = scheduled_sampling
+        self._teaching = teaching
         self._end, self._forbidden = end, list(forbidden)
 
     def regions(self, photos: Tensor) -> Tensor:
@@ -76,6 +79,7 @@ class Learner(nn.Module):
         *,
         done: float = 0.0,
         weights: NDArray[np.float32] | None = None,
+        expected: Expected | None = None,
         drawn: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Sums over the words of the batch.
@@ -85,6 +89,7 @@ class Learner(nn.Module):
             captions: ``(B, K, T + 1)``.
             done: share of the run's iterations that are done.
             weights: ``(B, K)``: of each caption in what is minimised; none is 1.
+            expected: ``(B, K, T, k)``: what teachers expect at each word.
             drawn: whether what is minimised is the surprise among the words that can be drawn,
                 rather than among all.
 
@@ -108,7 +113,15 @@ class Learner(nn.Module):
             first = torch.zeros_like(said)
             first[..., 0] = True
             scores = self._drawable(scores, targets, first.flatten()[real.places])
-        total, nll = surprise(scores, targets, smoothing=self._smoothing, weights=each)
+        taught = None
+        if expected is not None:
+            ids, shares = (
+                torch.from_numpy(of).to(scores.device).flatten(0, 2)[real.places] for of in expected
+            )
+            taught = Taught(ids, shares, self._teaching)
+        total, nll = surprise(
+            scores, targets, smoothing=self._smoothing, weights=each, taught=taught
+        )
         if self.training and self._penalty:
             looked = (read.attention * said.unsqueeze(-1)).sum(dim=2)  # (B, K, L)
             used = said.any(dim=-1, keepdim=True)  # not the padding of a photo with fewer captions

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from regard.data.batches import Batch, inputs_and_targets
+from regard.data.batches import Batch, Expected, inputs_and_targets
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Lesson:
     weights: NDArray[np.float32] | None = None
     """``(B, K)``, of each caption's loss; none is 1. No tensor: mixed precision rounds those that
     a module is given."""
+    expected: Expected | None = None
+    """What teachers expect at each word, ``(B, K, T, k)``; none where there are none."""
     drawn: bool = False
     """Whether the words are learnt among those that can be drawn, as they were."""
     measures: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -40,6 +42,6 @@ def known_captions(pad: int) -> Teach:
 
     def teach(batch: Batch, step: int) -> Lesson:
         words = int((inputs_and_targets(batch.captions)[1] != pad).sum())
-        return Lesson(batch.captions, words, batch.targets, batch.weights)
+        return Lesson(batch.captions, words, batch.targets, batch.weights, batch.expected)
 
     return teach

@@ -204,11 +204,12 @@ def run_loop(
                 torch.manual_seed(_mixed(seed, progress.step, fabric.global_rank))
                 batch = batch.on(device)
                 lesson = teach(batch, progress.step)
-                counted = (
-                    {}
-                    if lesson.weights is None
-                    else {"weights": lesson.weights, "drawn": lesson.drawn}
-                )
+                more: dict[str, Any] = {
+                    "weights": lesson.weights,
+                    "expected": lesson.expected,
+                    "drawn": lesson.drawn or None,
+                }
+                counted = {name: given for name, given in more.items() if given is not None}
                 share = progress.step / steps
                 total, nll = wrapped(batch.photos, lesson.captions, done=share, **counted)
                 # DDP averages the gradients of its processes; the loss is a mean over all of them.

@@ -43,6 +43,7 @@ from regard.training.lesson import Teach, known_captions
 from regard.training.loop import read_state, write_state
 from regard.training.reward import Reward
 from regard.training.scst import SelfCritical
+from regard.training.teachers import expected_by, read_teachers
 from regard.training.trainee import Begin, Say, Trainee
 from regard.training.words import learn_words
 
@@ -88,12 +89,22 @@ def own_trainee(
     if config.train.reward_clip is not None:
         clip = load_clip(config.train.reward_clip, device=str(fabric.device.type), option=CLIP)
         origin = {**origin, "reward_clip": clip.weights_hash}
+    teachers = read_teachers(config, vocabulary)
+    if teachers is not None:
+        origin = {**origin, "teachers": [member.weights_hash for member in teachers.members]}
     begin(config, origin)
     frequencies = DocumentFrequencies.of(tokens, least=COMMON)
     captions = replace(
         _encoded(tokens, vocabulary, config.text.max_length),
         weights=_weights(tokens, config.train.agreement, frequencies),
     )
+    if teachers is not None:
+        found = expected_by(
+            teachers, captions, [p.path for p in photos],
+            file=out / "teachers.safetensors", fabric=fabric, cache=cache,
+            message=message, features=features,
+        )  # fmt: skip
+        captions = replace(captions, expected=found)
     if config.train.word_epochs and not encoder.frozen:
         _learn_words(
             out / "encoder.pt", encoder, photos, captions, vocabulary, config, fabric, message
@@ -108,6 +119,7 @@ def own_trainee(
         label_smoothing=config.train.label_smoothing,
         attention_penalty=config.train.attention_penalty,
         scheduled_sampling=config.train.scheduled_sampling,
+        teaching=config.train.teaching,
         end=vocabulary.end,
         forbidden=vocabulary.forbidden,
     )

@@ -7,6 +7,7 @@ A run is a folder:
 ``machine.json``   the machine and the versions it was last trained with
 ``log/``           ``steps.csv``, ``epochs.csv``, TensorBoard's events
 ``encoder.pt``     the encoder that learnt words before the first epoch
+``teachers.safetensors``  what teachers expect at each word of the captions
 ``model/``         the model folder of the best epoch
 ``resume.pt``      the state from which ``--resume`` goes on
 =================  =======================================================================

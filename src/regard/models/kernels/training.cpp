@@ -259,11 +259,11 @@ void surprise(const T* logits, const int64_t* targets, float* normaliser, float*
     }
 }
 
-// The gradient takes the place of the logits: scale * weight * (p - smoothed target), the weight of
-// each word 1 where there are none.
+// The gradient takes the place of the logits: scale * weight * (p - target), where the target is
+// `said` for the word and `smoothing` spread over all; the weight of each word 1 where there are none.
 void surprise_back(T* logits, const int64_t* targets, const float* normaliser,
-                   const float* weights, float all, float smoothing, int64_t M, int64_t V,
-                   int threads) {
+                   const float* weights, float all, float smoothing, float said, int64_t M,
+                   int64_t V, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t m = 0; m < M; m++) {
         T* row = logits + m * V;
@@ -273,7 +273,7 @@ void surprise_back(T* logits, const int64_t* targets, const float* normaliser,
         }
         const float even = smoothing / float(V), sum = normaliser[m];
         const float scale = weights ? all * weights[m] : all;
-        const float target = exp_(wide(row[targets[m]]) - sum) - even - (1 - smoothing);
+        const float target = exp_(wide(row[targets[m]]) - sum) - even - said;
 #pragma omp simd
         for (int64_t j = 0; j < V; j++) put(row[j], scale * (exp_(wide(row[j]) - sum) - even));
         put(row[targets[m]], scale * target);
