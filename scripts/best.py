@@ -1,9 +1,12 @@
-"""Train the best captioner of docs/results.md: cross-entropy, then self-critical training.
+"""Train the best captioner of docs/results.md: four captioners, then a fifth that they teach.
 
-    python scripts/best.py DATA --encoder E --out FOLDER [--seed N]
+    python scripts/best.py DATA --encoder E --out FOLDER [--teacher RUN ...]
 
-FOLDER/lstm and FOLDER/scst are the two runs, FOLDER/*.json their scores on the split that judges.
-The same command goes on where it was stopped.
+FOLDER/lstm and FOLDER/lstm-1, FOLDER/transformer and FOLDER/transformer-1 learn what people wrote,
+with two seeds; FOLDER/taught goes on with the first Transformer and learns what all four expect,
+and any more teachers that there are.
+FOLDER/*.json are their scores on the split that judges, with a beam and by consensus. The same
+command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -14,27 +17,39 @@ import sys
 from pathlib import Path
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-SEARCH = ("--beam", "3", "--no-repeat", "2")
+SEARCHES = {
+    "beam": ("--beam", "5", "--no-repeat", "2"),
+    "consensus": ("--beam", "30", "--no-repeat", "2", "--consensus", "128"),
+}
 
 
 def main() -> None:
-    """Train, go on, score."""
+    """Train, teach, score."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("data")
     parser.add_argument("--encoder", required=True, help="a ResNet-50: hub id, folder or file")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--teacher", action="append", default=[], help="one more; may be repeated")
     parser.add_argument("--cache", help="folder of the feature cache")
     arguments = parser.parse_args()
-    first, second = arguments.out / "lstm", arguments.out / "scst"
     cache = ["--cache", arguments.cache] if arguments.cache else []
     known = [arguments.data, "--encoder", arguments.encoder, *cache]
-    seed = ["--set", f"seed={arguments.seed}"]
-    _train(first, *known, "--config", CONFIGS / "flickr8k-lstm.yaml", *seed)
-    _train(second, *known, "--config", CONFIGS / "flickr8k-scst.yaml", "--init", first, *seed)
-    for run in (first, second):
-        scores = arguments.out / f"{run.name}.json"
-        _regard("evaluate", *known, "--model", run, *SEARCH, "--json", scores)
+    teachers: list[Path] = []
+    for kind in ("lstm", "transformer"):
+        for seed in (0, 1):
+            teachers.append(arguments.out / (f"{kind}-{seed}" if seed else kind))
+            config = CONFIGS / f"flickr8k-{kind}.yaml"
+            _train(teachers[-1], *known, "--config", config, "--set", f"seed={seed}")
+    taught = arguments.out / "taught"
+    asked = ["--init", arguments.out / "transformer", "--config", CONFIGS / "flickr8k-taught.yaml"]
+    for teacher in (*teachers, *arguments.teacher):
+        asked += ["--teacher", teacher]
+    _train(taught, *known, *asked)
+    for run in (*teachers, taught):
+        for name, search in SEARCHES.items():
+            scores = arguments.out / f"{run.name}-{name}.json"
+            if not scores.exists():
+                _regard("evaluate", *known, "--model", run, *search, "--json", scores)
 
 
 def _train(run: Path, *arguments: object) -> None:
