@@ -2,9 +2,9 @@
 
     python scripts/best.py DATA --encoder E --out FOLDER [--teacher RUN ...]
 
-FOLDER/lstm and FOLDER/lstm-1, FOLDER/transformer and FOLDER/transformer-1 learn what people wrote,
-with two seeds; FOLDER/taught goes on with the first Transformer and learns what all four expect,
-and any more teachers that there are.
+Two LSTMs, one of them without the gate, and two Transformers learn what people wrote;
+FOLDER/taught goes on with the first Transformer and learns what all four expect, and any more
+teachers that there are.
 FOLDER/*.json are their scores on the split that judges, with a beam and by consensus. The same
 command goes on where it was stopped.
 """
@@ -17,6 +17,14 @@ import sys
 from pathlib import Path
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+TEACHERS = {
+    "lstm-1": ("lstm", "seed=1"),
+    "no-gate": ("lstm", "decoder.gate=false"),
+    "transformer": ("transformer", "seed=0"),
+    "transformer-1": ("transformer", "seed=1"),
+}
+"""By run: its configuration, and what is otherwise in it."""
+
 SEARCHES = {
     "beam": ("--beam", "5", "--no-repeat", "2"),
     "consensus": ("--beam", "30", "--no-repeat", "2", "--consensus", "128"),
@@ -34,12 +42,10 @@ def main() -> None:
     arguments = parser.parse_args()
     cache = ["--cache", arguments.cache] if arguments.cache else []
     known = [arguments.data, "--encoder", arguments.encoder, *cache]
-    teachers: list[Path] = []
-    for kind in ("lstm", "transformer"):
-        for seed in (0, 1):
-            teachers.append(arguments.out / (f"{kind}-{seed}" if seed else kind))
-            config = CONFIGS / f"flickr8k-{kind}.yaml"
-            _train(teachers[-1], *known, "--config", config, "--set", f"seed={seed}")
+    teachers = [arguments.out / name for name in TEACHERS]
+    for teacher, (kind, setting) in zip(teachers, TEACHERS.values(), strict=True):
+        config = CONFIGS / f"flickr8k-{kind}.yaml"
+        _train(teacher, *known, "--config", config, "--set", setting)
     taught = arguments.out / "taught"
     asked = ["--init", arguments.out / "transformer", "--config", CONFIGS / "flickr8k-taught.yaml"]
     for teacher in (*teachers, *arguments.teacher):
