@@ -58,6 +58,12 @@ def photos_at_once(device: torch.device) -> int:
     return 8 if device.type == "cpu" else 32  # where each core has a batch, its cache is what fills
 
 
+def multiplied(regions: Tensor) -> Tensor:
+    """Cached regions in the precision in which they are multiplied: an autocast's, or float32."""
+    mixed = torch.is_autocast_enabled(regions.device.type)
+    return lowered(regions) if mixed else regions.float()
+
+
 def lowered(values: Tensor) -> Tensor:
     """In the precision of an autocast's products, if there is one: half the memory to move.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from regard.data.batches import Expected, inputs_and_targets
 from regard.models.decoder import Decoder, Real
-from regard.models.devices import lowered
+from regard.models.devices import multiplied
 from regard.models.encoders import Encoder
 from regard.training.loss import NOTHING, Taught, surprise
 
@@ -69,8 +69,7 @@ class Learner(nn.Module):
         if self.encoder is not None:
             regions: Tensor = self.encoder(photos)
             return regions
-        mixed = torch.is_autocast_enabled(photos.device.type)
-        return lowered(photos) if mixed else photos.float()
+        return multiplied(photos)
 
     def forward(
         self,
