@@ -16,6 +16,9 @@ from regard.checkpoint import read_model
 from regard.data.batches import Captions, Expected, Plan
 from regard.data.dataset import read_dataset
 from regard.data.features import build_features
+from regard.models.processors import ImageStatistics
+from regard.models.resnet import ResNet
+from regard.models.sources import write_resnet
 from regard.text.tokenise import tokenise
 from regard.training.log import read_log
 from test_training import same_run
@@ -175,6 +178,25 @@ def test_a_captioner_may_be_taught_further(place):
         *taught("transformer"), cwd=place,
     )  # fmt: skip
     assert (place / "further" / "teachers.safetensors").exists()
+
+
+def test_a_teacher_may_have_other_eyes(place):
+    """--encoder says where the student's are; the teacher's folder says where its own are."""
+    for name, width in (("E", 8), ("F", 16)):
+        torch.manual_seed(width)
+        write_resnet(place / name, ResNet(depth=18, channels=(width,) * 4), ImageStatistics())
+    anew = [*STUDENT, "--set", "encoder.image_size=32"]
+    short = ["--set", "train.epochs=1", "--set", "train.precision=float32"]
+    for name, asked in (
+        ("eyes", [*anew, "--encoder", "E"]),
+        ("others", [*anew, "--encoder", "F"]),
+        ("anew", [*anew, "--encoder", "F", *taught("eyes")]),
+        ("on", ["--init", "others", *taught("eyes")]),
+    ):
+        tiny.inside("train", "tiny", "--out", name, *asked, *short, cwd=place)
+    found = [load_file(place / n / "teachers.safetensors") for n in ("anew", "on")]
+    for name in Expected._fields:
+        np.testing.assert_array_equal(found[0][name], found[1][name])
 
 
 def test_wrong_teachers_are_refused(place):

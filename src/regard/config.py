@@ -91,6 +91,11 @@ class EncoderConfig(_Record):
         "encoder to train as well; 0 is frozen.",
     )
 
+    @property
+    def place(self) -> str | None:
+        """Where its weights are, if that was said; none leaves it to what a captioner knows."""
+        return self.id if "id" in self.model_fields_set else None
+
 
 class TextConfig(_Record):
     """The words."""

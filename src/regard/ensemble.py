@@ -18,7 +18,7 @@ from regard.metrics.cider import DocumentFrequencies
 from regard.models.decoder import Speaker
 from regard.models.encoders import Encoder
 from regard.models.together import Together, side_by_side
-from regard.text.vocabulary import Lexicon
+from regard.text.vocabulary import Lexicon, same_words
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Ensemble:
         first = self.members[0]
         for other in self.members[1:]:
             ours, theirs = first.vocabulary, other.vocabulary
-            if (ours.file_name, ours.words) != (theirs.file_name, theirs.words):
+            if not same_words(ours, theirs):
                 raise ModelError(
                     f"{_name(first)} and {_name(other)} cannot caption together: their "
                     f"vocabularies differ ({len(ours.words)} and {len(theirs.words)} words or "

@@ -172,12 +172,10 @@ class Captions:
         return found
 
     @cached_property
-    def _first(self) -> list[NDArray[np.int64]]:
-        """Of each photo, where its captions' words begin among those of all."""
-        lengths = [[len(c) + 1 for c in group] for group in self.by_photo]
-        ends = np.cumsum([0, *(length for group in lengths for length in group)])
-        bounds = np.cumsum([0, *map(len, lengths)])
-        return [ends[first:last] for first, last in itertools.pairwise(bounds.tolist())]
+    def bounds(self) -> list[int]:
+        """Where each photo's words and ends begin among those of all, and how many all are."""
+        words = (sum(len(caption) + 1 for caption in group) for group in self.by_photo)
+        return list(itertools.accumulate(words, initial=0))
 
     def expected_of(self, readings: Sequence[Reading], each: int, longest: int) -> Expected | None:
         """What teachers expect in the captions that are read, ``(B, each, longest, k)``."""
@@ -186,11 +184,12 @@ class Captions:
         shape = len(readings), each, longest, self.expected.ids.shape[-1]
         ids, shares = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
         for b, (photo, captions) in enumerate(readings):
+            lengths = [len(caption) + 1 for caption in self.by_photo[photo]]
             for row, k in enumerate(captions):
-                words = len(self.by_photo[photo][k]) + 1
-                first = int(self._first[photo][k])
-                ids[b, row, :words] = self.expected.ids[first : first + words]
-                shares[b, row, :words] = self.expected.shares[first : first + words]
+                first = self.bounds[photo] + sum(lengths[:k])
+                here = slice(first, first + lengths[k])
+                ids[b, row, : lengths[k]] = self.expected.ids[here]
+                shares[b, row, : lengths[k]] = self.expected.shares[here]
         return Expected(ids, shares)
 
 

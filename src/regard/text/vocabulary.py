@@ -24,6 +24,11 @@ class Spelled(NamedTuple):
     length: int
 
 
+def same_words(one: Lexicon, other: Lexicon) -> bool:
+    """Whether the ids of two vocabularies mean the same."""
+    return (one.file_name, one.words) == (other.file_name, other.words)
+
+
 class Lexicon(Protocol):
     """What a decoder's ids mean: words, or pieces of words."""
 

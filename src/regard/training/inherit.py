@@ -24,7 +24,7 @@ def read_initial(config: Config) -> tuple[Config, Model]:
         ConfigError: the settings contradict it.
     """
     init = str(config.captioner.init)
-    place = config.encoder.id if "id" in config.encoder.model_fields_set else None
+    place = config.encoder.place
     try:
         model = read_model(init, encoder=place, revision=config.captioner.revision)
     except ModelError as error:

@@ -124,39 +124,23 @@ class _Surprise(torch.autograd.Function):
                 words, vocabulary,
             )  # fmt: skip
             torch.autograd.graph.increment_version(scores)  # autograd must know, as of torch's own
-            _expect(taught, scores, targets, weights, d_total * (1 - smoothing))
-            return scores, None, None, None, None
-        for rows in _chunks(scores):
-            p = (scores[rows].to(normaliser.dtype) - normaliser[rows, None]).exp_()
-            p -= smoothing / vocabulary
-            target = targets[rows, None]
-            p.scatter_add_(-1, target.clamp_min(0), p.new_full((1, 1), -said).expand(len(p), 1))
-            torch.mul(p, d_total * (target != NOTHING), out=p)
+        else:
+            for rows in _chunks(scores):
+                p = (scores[rows].to(normaliser.dtype) - normaliser[rows, None]).exp_()
+                p -= smoothing / vocabulary
+                target = targets[rows, None]
+                p.scatter_add_(-1, target.clamp_min(0), p.new_full((1, 1), -said).expand(len(p), 1))
+                torch.mul(p, d_total * (target != NOTHING), out=p)
+                if weights is not None:
+                    p *= weights[rows, None]
+                scores[rows] = p
+        if taught is not None:
+            each = (targets != NOTHING) * (-(1 - smoothing) * taught.a * d_total)  # (M,)
             if weights is not None:
-                p *= weights[rows, None]
-            scores[rows] = p
-        _expect(taught, scores, targets, weights, d_total * (1 - smoothing))
+                each = each * weights
+            theirs = each.unsqueeze(-1) * taught.shares
+            scores.scatter_add_(-1, taught.ids, theirs.to(scores.dtype))
         return scores, None, None, None, None
-
-
-def _expect(
-    taught: Taught | None, gradient: Tensor, targets: Tensor, weights: Tensor | None, d: Tensor
-) -> None:
-    """Add to the gradient of the scores that of what teachers expect, in place.
-
-    Args:
-        taught: what they expect.
-        gradient: ``(M, V)``.
-        targets: ``(M,)``.
-        weights: ``(M,)``, of each word in the loss; none is 1.
-        d: of what is not smoothed.
-    """
-    if taught is None:
-        return
-    each = (targets != NOTHING) * (-taught.a * d)  # (M,)
-    if weights is not None:
-        each = each * weights
-    gradient.scatter_add_(-1, taught.ids, (each.unsqueeze(-1) * taught.shares).to(gradient.dtype))
 
 
 def _chunks(scores: Tensor) -> list[slice]:

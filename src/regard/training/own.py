@@ -82,6 +82,7 @@ def own_trainee(
         features: told photos encoded and photos in all.
     """
     tokens = [[tokenise(c) for c in p.captions] for p in photos]
+    place = config.encoder.place
     config, vocabulary, encoder, decoder, origin = (
         _begun_with(config) if config.captioner.init is not None else _anew(config, tokens, message)
     )
@@ -89,7 +90,7 @@ def own_trainee(
     if config.train.reward_clip is not None:
         clip = load_clip(config.train.reward_clip, device=str(fabric.device.type), option=CLIP)
         origin = {**origin, "reward_clip": clip.weights_hash}
-    teachers = read_teachers(config, vocabulary)
+    teachers = read_teachers(config.train.teachers, vocabulary, place=place)
     if teachers is not None:
         origin = {**origin, "teachers": [member.weights_hash for member in teachers.members]}
     begin(config, origin)

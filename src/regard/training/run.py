@@ -2,15 +2,15 @@
 
 A run is a folder:
 
-=======================  =================================================================
-``settings.json``        every setting, the data set and what it held
-``machine.json``         the machine and the versions it was last trained with
-``log/``                 ``steps.csv``, ``epochs.csv``, TensorBoard's events
-``teachers.safetensors`` what teachers expect at each word of the captions
-``encoder.pt``           the encoder that learnt words before the first epoch
-``model/``               the model folder of the best epoch
-``resume.pt``            the state from which ``--resume`` goes on
-=======================  =================================================================
+========================  =================================================================
+``settings.json``         every setting, the data set and what it held
+``machine.json``          the machine and the versions it was last trained with
+``log/``                  ``steps.csv``, ``epochs.csv``, TensorBoard's events
+``teachers.safetensors``  what teachers expect at each word of the captions
+``encoder.pt``            the encoder that learnt words before the first epoch
+``model/``                the model folder of the best epoch
+``resume.pt``             the state from which ``--resume`` goes on
+========================  =================================================================
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ view of them. Of each place the :data:`MOST` most probable words are kept, scale
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,15 +24,15 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from torch import Tensor
 
-from regard.config import Config
+from regard.checkpoint import Model, read_model
 from regard.data.batches import Captions, Expected, FeatureReader, inputs_and_targets
 from regard.data.features import build_features
-from regard.ensemble import Ensemble, read_ensemble
+from regard.ensemble import Ensemble
 from regard.errors import ModelError
 from regard.files import write_whole
 from regard.models.decoder import Real
 from regard.models.devices import multiplied, photos_at_once
-from regard.text.vocabulary import Lexicon
+from regard.text.vocabulary import Lexicon, same_words
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -43,24 +44,28 @@ AT_ONCE = 32
 """Photos whose captions are read at once."""
 
 
-def read_teachers(config: Config, vocabulary: Lexicon) -> Ensemble | None:
-    """The teachers that the settings name; none if they name none.
+def read_teachers(
+    names: Sequence[str], vocabulary: Lexicon, *, place: str | None
+) -> Ensemble | None:
+    """The teachers of these names; none if there are none.
 
-    ``encoder.id``, where it is set, is another place of the weights of their encoders.
+    Args:
+        names: runs, model folders or hub ids.
+        vocabulary: of the captioner that is trained.
+        place: of its encoder's weights, if that was said. A teacher that has the same encoder finds
+            it there, one that has another where its own folder names it.
 
     Raises:
         ModelError: one cannot be had, or knows other words than the captioner that is trained.
     """
-    names = config.train.teachers
     if not names:
         return None
-    place = config.encoder.id if "id" in config.encoder.model_fields_set else None
     try:
-        teachers = read_ensemble(names, encoder=place)
+        teachers = Ensemble(tuple(_teacher(name, place) for name in names))
     except ModelError as error:
         raise ModelError(f"--teacher {', '.join(names)}: {error}") from error
     theirs = teachers.vocabulary
-    if (theirs.file_name, theirs.words) != (vocabulary.file_name, vocabulary.words):
+    if not same_words(theirs, vocabulary):
         raise ModelError(
             f"--teacher {names[0]} knows {len(theirs.words)} words or pieces of words, and the "
             f"captioner that is trained {len(vocabulary.words)} others. Take teachers that were "
@@ -68,6 +73,13 @@ def read_teachers(config: Config, vocabulary: Lexicon) -> Ensemble | None:
             "(--init)."
         )
     return teachers
+
+
+def _teacher(name: str, place: str | None) -> Model:
+    if place is not None:
+        with suppress(ModelError):
+            return read_model(name, encoder=place)
+    return read_model(name)
 
 
 def expected_by(
@@ -93,7 +105,7 @@ def expected_by(
         message: told one line at a time.
         features: told photos encoded and photos in all.
     """
-    words = sum(len(caption) + 1 for group in captions.by_photo for caption in group)
+    words = captions.bounds[-1]
     if fabric.is_global_zero and _read(file, words) is None:
         teachers.to(fabric.device)
         at_once = photos_at_once(fabric.device)
@@ -143,11 +155,10 @@ def _find(
 ) -> Expected:
     """Read all captions, those of like lengths together; in as few bytes as they need."""
     decoders = [member.decoder.eval() for member in teachers.members]
-    words = np.array([sum(len(c) + 1 for c in group) for group in captions.by_photo])
-    ends = words.cumsum()
+    bounds = captions.bounds
     longest = [max(map(len, group), default=-1) for group in captions.by_photo]
-    order = sorted(np.flatnonzero(words).tolist(), key=longest.__getitem__)
-    shape = int(words.sum()), min(MOST, len(teachers.vocabulary))
+    order = sorted(np.flatnonzero(np.diff(bounds)).tolist(), key=longest.__getitem__)
+    shape = bounds[-1], min(MOST, len(teachers.vocabulary))
     expected = Expected(np.empty(shape, np.int32), np.empty(shape, np.float16))
     for first in range(0, len(order), AT_ONCE):
         batch = order[first : first + AT_ONCE]
@@ -164,7 +175,7 @@ def _find(
                 scores = decoder.logits(read.hidden)[: int(said.sum())]  # the places begin with it
             total = total + scores.float().softmax(-1)  # (M, V)
         shares, ids = torch.topk(torch.as_tensor(total), shape[1])  # (M, k)
-        rows = np.concatenate([np.arange(ends[i] - words[i], ends[i]) for i in batch])
+        rows = np.concatenate([np.arange(bounds[i], bounds[i + 1]) for i in batch])
         expected.ids[rows] = ids.cpu().numpy()
         expected.shares[rows] = (shares / shares.sum(-1, keepdim=True)).cpu().numpy()
     return expected

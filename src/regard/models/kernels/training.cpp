@@ -260,7 +260,8 @@ void surprise(const T* logits, const int64_t* targets, float* normaliser, float*
 }
 
 // The gradient takes the place of the logits: scale * weight * (p - target), where the target is
-// `said` for the word and `smoothing` spread over all; the weight of each word 1 where there are none.
+// `said` for the word and `smoothing` spread over all; the weight of each word is 1 where there are
+// none.
 void surprise_back(T* logits, const int64_t* targets, const float* normaliser,
                    const float* weights, float all, float smoothing, float said, int64_t M,
                    int64_t V, int threads) {
