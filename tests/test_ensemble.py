@@ -1,4 +1,4 @@
-"""Several models that choose each word together."""
+"""Several models that choose each word together, and one that sees several views of a photo."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import folders
 import regard
+import tiny
 from regard.build import build_decoder, build_encoder
 from regard.captioner import Captioner, EnsembleCaptioner
 from regard.checkpoint import Model
 from regard.config import make_config
 from regard.describe import Decoding
 from regard.ensemble import Ensemble
-from regard.errors import ModelError
+from regard.errors import ConfigError, ModelError
+from regard.images import VIEWS, open_photo
 from regard.text.vocabulary import Vocabulary
 
 WORDS = Vocabulary(["a", "dog", "runs", "on", "grass"])
@@ -135,3 +138,84 @@ def test_only_regards_own_caption_together(tmp_path):
         regard.load([exported, tmp_path / "run"])
     with pytest.raises(ModelError, match=r"There is no model\."):
         regard.load([])
+
+
+def test_a_words_probability_is_the_mean_over_views(members):
+    ensemble = Ensemble(tuple(members), views=3)
+    photo = open_photo(folders.photo(3, (40, 30)))
+    with torch.inference_mode():
+        each = [
+            encoder(torch.from_numpy(prepare(photo))[None])
+            for encoder, prepare in zip(
+                [e for e in ensemble.encoders for _ in range(3)], ensemble.preparations, strict=True
+            )
+        ]
+        speaker = ensemble.speaker()
+        start, words = torch.tensor([1]), torch.tensor([5])
+        said = speaker.step(words, speaker.step(start, speaker.start(ensemble.regions(each))).state)
+        steps = []
+        for member in members:
+            for view in VIEWS[:3]:
+                seen = torch.from_numpy(member.encoder.preparation(view(photo)))[None]
+                one = member.speaker()
+                state = one.step(start, one.start(member.encoder(seen))).state
+                steps.append(one.step(words, state))
+        mean = torch.stack([step.logits.softmax(-1) for step in steps]).mean(0)
+        torch.testing.assert_close(said.logits.exp(), mean)
+        looked = (steps[0].attention + steps[3].attention) / 2  # the whole photo, the same grid
+        torch.testing.assert_close(said.attention, looked)
+
+
+def test_a_photo_that_is_its_mirror_image_is_as_from_one_view(members):
+    half = np.random.default_rng(0).integers(0, 256, (112, 56, 3), dtype=np.uint8)
+    photo = Image.fromarray(np.concatenate([half, half[:, ::-1]], axis=1))
+    decoding = Decoding(beam=3, max_length=6)
+    for member in members[:2]:
+        alone = Captioner(member, device="cpu").caption(photo, decoding)
+        both = EnsembleCaptioner(Ensemble((member,), views=2), device="cpu").caption(
+            photo, decoding
+        )
+        assert both.text == alone.text
+        assert both.best.score == pytest.approx(alone.best.score, abs=1e-4)
+        np.testing.assert_allclose(both.maps, alone.maps, atol=1e-5)
+
+
+@pytest.mark.parametrize("views", [0, 13])
+def test_there_are_so_many_views(members, views):
+    with pytest.raises(ConfigError, match=f"views is {views}. Expected from 1.*to 12"):
+        Ensemble((members[0],), views)
+
+
+def test_the_commands_see_the_same_views(tmp_path):
+    tiny.draw_tiny(tmp_path / "tiny")
+    tiny.inside(
+        "train", "tiny", "--preset", "scenes", "--out", "run", *tiny.QUICK, "--set",
+        "train.epochs=2", cwd=tmp_path,
+    )  # fmt: skip
+    asked = ["--model", "run", "--max-length", "6", "--device", "cpu"]
+    tiny.inside(
+        "evaluate", "tiny", *asked, "--views", "4", "--no-meteor", "--json", "scores.json",
+        cwd=tmp_path,
+    )  # fmt: skip
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["settings"]["views"] == 4
+    photos = [f"tiny/photos/{i}.png" for i in range(12, 18)]
+    say = ["caption", *photos, *asked, "--out", "said.jsonl"]
+    for options, captioned in (
+        ([], "6 captioned"),
+        (["--model", "run"], "6 captioned"),  # the first again, beside itself
+        (["--views", "4"], "6 captioned"),
+        (["--views", "4"], "0 captioned, 6 done before"),
+    ):
+        assert captioned in tiny.inside(*say, *options, cwd=tmp_path).stderr
+    said = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    assert {Path(r["path"]).name: r["caption"] for r in said} == {
+        Path(p["id"]).name: p["caption"] for p in scores["photos"]
+    }
+    done = tiny.inside(*say, "--views", "13", cwd=tmp_path, code=2)
+    assert "The number of views is 13. Expected from 1" in done.stderr
+    blip = tmp_path / "blip"
+    blip.mkdir()
+    (blip / "config.json").write_text(json.dumps({"model_type": "blip"}))
+    done = tiny.inside("evaluate", "tiny", "--model", "blip", "--views", "2", cwd=tmp_path, code=2)
+    assert "blip cannot caption from 2 views: it is a finished captioner." in done.stderr

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -285,7 +286,7 @@ class Captioner(AnyCaptioner):
 
 
 class EnsembleCaptioner(AnyCaptioner):
-    """Several models that caption together; threads may share it.
+    """Several models that caption together, or one from several views; threads may share it.
 
     Args:
         ensemble: from :func:`regard.ensemble.read_ensemble`.
@@ -297,12 +298,14 @@ class EnsembleCaptioner(AnyCaptioner):
         self.device = find_device(device)
         ensemble.to(self.device)
         self._speaker = ensemble.speaker()
+        self._preparations = ensemble.preparations
         self._encode = [_encode(encoder) for encoder in ensemble.encoders]
 
     @property
     def identity(self) -> str:
-        """A hash of the weights of each."""
-        return "+".join(member.weights_hash for member in self.ensemble.members)
+        """A hash of the weights of each, and of how many views they see."""
+        hashes = [member.weights_hash for member in self.ensemble.members]
+        return blake2b(f"{'+'.join(hashes)} {self.ensemble.views}".encode()).hexdigest()
 
     @property
     def folder(self) -> Path | None:
@@ -319,12 +322,13 @@ class EnsembleCaptioner(AnyCaptioner):
         return self.ensemble.encoders[0].preparation.placement(*size)
 
     def _prepare(self, photo: Image.Image) -> list[np.ndarray]:
-        return [encoder.preparation(photo) for encoder in self.ensemble.encoders]
+        return [prepare(photo) for prepare in self._preparations]
 
     def _describer(self, photos: int, batch_size: int) -> Describer:
         encoders = self._encode
         if photos >= WORTH_COMPILING:
             encoders = [_encode(e, photos, batch_size) for e in self.ensemble.encoders]
+        encoders = [encode for encode in encoders for _ in range(self.ensemble.views)]
 
         def describer(
             prepared: Sequence[Sequence[np.ndarray]], decoding: Decoding
@@ -440,6 +444,7 @@ def load(
     encoder: str | None = None,
     revision: str | None = None,
     device: str = "auto",
+    views: int = 1,
 ) -> AnyCaptioner:
     """Load a captioner.
 
@@ -452,16 +457,17 @@ def load(
         encoder: another place of the encoder's weights than the model names.
         revision: commit or tag of a hub id.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        views: how many of :data:`regard.images.VIEWS` one of regard's own sees of a photo.
 
     Raises:
         ModelError: the model or its encoder cannot be had, is damaged, or does not fit together.
-        ConfigError: there is no such device here.
+        ConfigError: there is no such device here, or there are not so many views.
     """
-    if not isinstance(source, str | Path):
-        if len(source) != 1:
-            together = read_ensemble(source, encoder=encoder, revision=revision)
-            return EnsembleCaptioner(together, device=device)
-        (source,) = source
+    sources = [source] if isinstance(source, str | Path) else source
+    if len(sources) != 1 or views != 1:
+        together = read_ensemble(sources, encoder=encoder, revision=revision, views=views)
+        return EnsembleCaptioner(together, device=device)
+    (source,) = sources
     if find_finished(source, revision=revision) is not None:
         return FinishedCaptioner(load_finished(source, revision=revision, device=device))
     if find_exported(source, revision=revision) is not None:

@@ -71,6 +71,15 @@ ModelPaths = Annotated[
         show_default=regard.DEFAULT_MODEL,
     ),
 ]
+Views = Annotated[
+    int,
+    typer.Option(
+        "--views",
+        metavar="N",
+        help="See N views of each photo (the whole, mirrored, cropped; 12 at most), and choose "
+        "each word by what all of them let expect.",
+    ),
+]
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A run, a model folder, or a hub id.")
 ]
@@ -468,6 +477,7 @@ def caption(
     ] = None,
     *,
     model: ModelPaths = [],  # noqa: B006
+    views: Views = 1,
     beam: Beam = 3,
     groups: Groups = 1,
     diversity: Diversity = 0.5,
@@ -573,7 +583,7 @@ def caption(
         tally = caption_on_cluster(
             Speaking(
                 tuple(model), _decoding(locals()), alt=alt_text, clip=rerank, encoder=encoder,
-                revision=revision, device=device,
+                revision=revision, device=device, views=views,
             ),
             photos or (), lists or (), str(out), listener_of(log, captions=False, count=count),
             workers=Workers(workers, worker_cpus, worker_gpus, address), unit_size=unit,
@@ -593,7 +603,7 @@ def caption(
     meant = Photos(photos or (), lists or (), apart=outputs.pictures)
     listener = listener_of(log, captions=out is None or meant.single, count=count)
     decoding = _decoding(locals())
-    captioner = load(model, encoder=encoder, revision=revision, device=device)
+    captioner = load(model, encoder=encoder, revision=revision, device=device, views=views)
     if len(model) == 1:
         _note_commit(model[0], captioner.folder)
     tally = caption_photos(
@@ -701,6 +711,7 @@ def evaluate(
         str, typer.Option("--split", help="train, val (or dev), test or all.")
     ] = "val",
     model: ModelPaths = [],  # noqa: B006
+    views: Views = 1,
     captions: Annotated[
         Path | None,
         typer.Option("--captions", help="Captions made elsewhere: JSON lines, or COCO results."),
@@ -781,7 +792,8 @@ def evaluate(
     else:
         decoding = _decoding(locals())
         judge = _reranker(rerank, device)
-        if len(model) == 1 and find_finished(model[0], revision=revision) is not None:
+        alone = len(model) == views == 1
+        if alone and find_finished(model[0], revision=revision) is not None:
             finished = load_finished(model[0], revision=revision, device=device)
             _note_commit(model[0], finished.folder)
             with _bar("captions") as said:
@@ -790,7 +802,7 @@ def evaluate(
                     on_captions=said,
                 )  # fmt: skip
         else:
-            loaded = read_ensemble(model, encoder=encoder, revision=revision)
+            loaded = read_ensemble(model, encoder=encoder, revision=revision, views=views)
             for source, member in zip(model, loaded.members, strict=True):
                 _note_commit(source, member.folder)
             with _bar("photos") as seen, _bar("captions") as said:

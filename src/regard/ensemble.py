@@ -1,4 +1,10 @@
-"""Captioners that choose each word together (:mod:`regard.models.together`)."""
+"""Captioners that choose each word together (:mod:`regard.models.together`).
+
+One that looks at several views of a photo (:data:`regard.images.VIEWS`: mirrored, cropped) is as
+several that look at one each: of what it expects at a word it takes the mean, as classifiers do
+(Krizhevsky, Sutskever and Hinton, "ImageNet classification with deep convolutional neural
+networks", 2012, section 4.1).
+"""
 
 from __future__ import annotations
 
@@ -11,9 +17,10 @@ import torch
 from torch import Tensor
 
 from regard.checkpoint import Model, read_model
-from regard.errors import ModelError
+from regard.errors import ConfigError, ModelError
 from regard.exported import find_exported
 from regard.finished import find_finished
+from regard.images import VIEWS, Preparation, Viewed
 from regard.metrics.cider import DocumentFrequencies
 from regard.models.decoder import Speaker
 from regard.models.encoders import Encoder
@@ -27,12 +34,20 @@ class Ensemble:
 
     Raises:
         ModelError: their vocabularies differ.
+        ConfigError: there are not so many views.
     """
 
     members: tuple[Model, ...]
     """At least one."""
+    views: int = 1
+    """How many of :data:`regard.images.VIEWS` each encoder sees, the whole photo first."""
 
     def __post_init__(self) -> None:
+        if not 1 <= self.views <= len(VIEWS):
+            raise ConfigError(
+                f"The number of views is {self.views}. Expected from 1, the whole photo alone, to "
+                f"{len(VIEWS)}."
+            )
         first = self.members[0]
         for other in self.members[1:]:
             ours, theirs = first.vocabulary, other.vocabulary
@@ -82,6 +97,15 @@ class Ensemble:
         return self.members[0].frequencies()
 
     @property
+    def preparations(self) -> tuple[Preparation | Viewed, ...]:
+        """Of every view of the first encoder, then of the next."""
+        return tuple(
+            encoder.preparation if place == 0 else Viewed(encoder.preparation, view)
+            for encoder in self.encoders
+            for place, view in enumerate(VIEWS[: self.views])
+        )
+
+    @property
     def grid(self) -> tuple[int, int]:
         """H and W of the maps: the first member's."""
         return self.encoders[0].grid
@@ -95,18 +119,37 @@ class Ensemble:
 
     def speaker(self) -> Speaker:
         """What says the words, of :meth:`regions`, on the device where the weights are now."""
-        if len(self.members) == 1:
+        if self._alone:
             return self.members[0].speaker()
-        shapes = [(encoder.grid[0] * encoder.grid[1], encoder.width) for encoder in self.encoders]
-        return Together([member.speaker() for member in self.members], self.sources, shapes)
+        readers: list[tuple[Speaker, int]] = []
+        gaze: list[int] = []
+        for member, source in zip(self.members, self.sources, strict=True):
+            if self.encoders[source].grid == self.grid:
+                gaze.append(len(readers))  # the next, which reads the whole photo
+            speaker = member.speaker()
+            readers += [(speaker, source * self.views + view) for view in range(self.views)]
+        shapes = [
+            (encoder.grid[0] * encoder.grid[1], encoder.width)
+            for encoder in self.encoders
+            for _ in range(self.views)
+        ]
+        return Together(readers, shapes, gaze)
 
     def regions(self, each: Sequence[Tensor]) -> Tensor:
-        """What :meth:`speaker` starts from: of the regions ``(B, L, D)`` of each encoder."""
-        return each[0] if len(self.members) == 1 else side_by_side(each)
+        """What :meth:`speaker` starts from: of regions ``(B, L, D)``, as :attr:`preparations`."""
+        return each[0] if self._alone else side_by_side(each)
+
+    @property
+    def _alone(self) -> bool:
+        return len(self.members) == self.views == 1
 
 
 def read_ensemble(
-    sources: Sequence[str | Path], *, encoder: str | None = None, revision: str | None = None
+    sources: Sequence[str | Path],
+    *,
+    encoder: str | None = None,
+    revision: str | None = None,
+    views: int = 1,
 ) -> Ensemble:
     """Read models, as :func:`regard.checkpoint.read_model` does each.
 
@@ -114,26 +157,30 @@ def read_ensemble(
         sources: runs, model folders or hub ids of regard's own.
         encoder: another place of the encoders' weights than the folders name.
         revision: commit or tag of the hub ids.
+        views: how many each sees of a photo.
 
     Raises:
-        ModelError: one cannot be read, or is a finished or exported captioner beside others; or
-            their vocabularies differ; or there is none.
+        ModelError: one cannot be read, or is a finished or exported captioner beside others or
+            with several views; or their vocabularies differ; or there is none.
+        ConfigError: there are not so many views.
     """
     if not sources:
         raise ModelError("There is no model. Give a run, a model folder, or a hub id.")
-    if len(sources) > 1:
+    if len(sources) > 1 or views != 1:
+        together = "together with others" if len(sources) > 1 else f"from {views} views"
         for source in sources:
-            _require_own(source, revision)
-    return Ensemble(tuple(read_model(s, encoder=encoder, revision=revision) for s in sources))
+            _require_own(source, revision, together)
+    members = tuple(read_model(s, encoder=encoder, revision=revision) for s in sources)
+    return Ensemble(members, views)
 
 
-def _require_own(source: str | Path, revision: str | None) -> None:
+def _require_own(source: str | Path, revision: str | None, together: str) -> None:
     finished = find_finished(source, revision=revision) is not None
     if finished or find_exported(source, revision=revision) is not None:
         raise ModelError(
-            f"{source} cannot caption together with others: it is "
+            f"{source} cannot caption {together}: it is "
             f"{'a finished' if finished else 'an exported'} captioner. Take models that "
-            "`regard train` wrote, or this one alone."
+            "`regard train` wrote, or this one alone and one view."
         )
 
 

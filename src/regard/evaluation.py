@@ -15,7 +15,7 @@ import torch
 import regard
 from regard.checkpoint import Model
 from regard.data.dataset import Dataset, Photo
-from regard.data.features import build_features
+from regard.data.features import build_features, build_views
 from regard.describe import Caption, Decoding, describe
 from regard.ensemble import Ensemble
 from regard.errors import DataError, MissingExtraError, ModelError, ScoreUnavailable
@@ -145,7 +145,10 @@ def evaluate_model(
     ensemble = Ensemble((model,)) if isinstance(model, Model) else model
     ensemble.to(there)
     speaker = ensemble.speaker()
-    stores = [build_features(paths, e, cache, on_progress=on_features) for e in ensemble.encoders]
+    stores = []
+    for encoder in ensemble.encoders:
+        stores.append(build_features(paths, encoder, cache, on_progress=on_features))
+        stores += build_views(paths, encoder, cache, views=ensemble.views, on_progress=on_features)
 
     def say(batch: Sequence[Path]) -> list[list[Caption]]:
         each = [torch.from_numpy(store.read(batch)) for store in stores]
@@ -161,6 +164,8 @@ def evaluate_model(
         "decoding": asdict(decoding),
         **_reranked_by(clip),
     }
+    if ensemble.views > 1:
+        settings["views"] = ensemble.views
     if len(ensemble.members) > 1:
         settings["together_with"] = [_described(other) for other in ensemble.members[1:]]
     return _evaluated(

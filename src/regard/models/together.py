@@ -40,35 +40,34 @@ class Together(Speaker):
     """Decoders of one vocabulary as one.
 
     Args:
-        speakers: n of them.
-        sources: which of the encoders each reads, ``n`` indices.
-        shapes: L and D of each encoder's regions.
+        readers: n decoders, each with the place of the regions that it reads.
+        shapes: L and D of the regions at each place.
+        gaze: those of the n whose attention is over the same grid of the same photo: it looks where
+            they look in the mean.
     """
 
     def __init__(
-        self, speakers: Sequence[Speaker], sources: Sequence[int], shapes: Sequence[tuple[int, int]]
+        self,
+        readers: Sequence[tuple[Speaker, int]],
+        shapes: Sequence[tuple[int, int]],
+        gaze: Sequence[int],
     ) -> None:
-        self._speakers = list(zip(speakers, sources, strict=True))
-        self._shapes = list(shapes)
+        self._readers, self._shapes, self._gaze = list(readers), list(shapes), list(gaze)
 
     def start(self, regions: Tensor) -> States:
         """The state before the first word: of photos as :func:`side_by_side` gives them."""
         parts = regions.split([length * width for length, width in self._shapes], dim=1)  # type: ignore[no-untyped-call]
         each = [part.unflatten(1, shape) for part, shape in zip(parts, self._shapes, strict=True)]
-        return States(tuple(speaker.start(each[source]) for speaker, source in self._speakers))
+        return States(tuple(speaker.start(each[place]) for speaker, place in self._readers))
 
     def step(self, tokens: Tensor, state: Any) -> Step:
-        """Say one word in each row.
-
-        The logits are log-probabilities. It looked where the decoders looked in the mean, of those
-        that see the grid of the first.
-        """
+        """Say one word in each row; the logits are log-probabilities."""
         steps = [
             speaker.step(tokens, one)
-            for (speaker, _), one in zip(self._speakers, state.each, strict=True)
+            for (speaker, _), one in zip(self._readers, state.each, strict=True)
         ]
         logits = torch.stack([step.logits.float().log_softmax(-1) for step in steps])  # (n, R, V)
-        looked = [s.attention for s in steps if s.attention.shape == steps[0].attention.shape]
+        looked = [steps[reader].attention for reader in self._gaze]
         return Step(
             logits.logsumexp(dim=0) - math.log(len(steps)),
             torch.stack(looked).mean(dim=0),
@@ -77,5 +76,5 @@ class Together(Speaker):
 
 
 def side_by_side(regions: Sequence[Tensor]) -> Tensor:
-    """Regions of several encoders, each ``(B, L, D)``, as one tensor ``(B, L1 D1 + L2 D2 ...)``."""
+    """Regions of several places, each ``(B, L, D)``, as one tensor ``(B, L1 D1 + L2 D2 ...)``."""
     return torch.cat([one.flatten(1) for one in regions], dim=1)

@@ -37,10 +37,15 @@ class Speaking:
     """Of a hub id."""
     device: str = "auto"
     """Of each worker."""
+    views: int = 1
+    """How many are seen of a photo."""
 
     def load(self, device: str) -> tuple[AnyCaptioner, Clip | None]:
         """The captioner, and the CLIP if there is one."""
-        captioner = load(self.models, encoder=self.encoder, revision=self.revision, device=device)
+        captioner = load(
+            self.models, encoder=self.encoder, revision=self.revision, device=device,
+            views=self.views,
+        )  # fmt: skip
         if self.clip is None:
             return captioner, None
         return captioner, load_clip(self.clip, device=device, option="--rerank")
