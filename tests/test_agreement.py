@@ -24,6 +24,7 @@ from regard.errors import ConfigError, ModelError
 from regard.metrics.agreement import agreement, agreement_among
 from regard.metrics.cider import DocumentFrequencies, cider
 from regard.models.decoder import Speaker, Step
+from regard.models.together import Together
 from regard.text.vocabulary import Vocabulary
 from regard.training.own import _weights
 
@@ -151,6 +152,25 @@ def test_draws_in_parts_are_draws_at_once(monkeypatch):
     monkeypatch.setattr("regard.describe._AT_ONCE", 21)
     parts = say(Decoding(beam=4, consensus=40), photos=3)
     assert [[c.agreement for c in p] for p in parts] == [[c.agreement for c in p] for p in whole]
+
+
+@pytest.mark.parametrize("count", [1, 2, 11])
+def test_those_who_speak_together_draw_their_share_each(count):
+    certain, hardly = 1 - 1e-6, 1e-6
+    both = [
+        (Dreamer({"a red circle": certain, "a blue square": hardly}), 0),
+        (Dreamer({"a red circle": hardly, "a blue square": certain}), 0),
+    ]
+    found = describe(
+        Together(both, [(1, 1)], [0, 1]), WORDS, torch.zeros(2, 1), grid=(1, 1),
+        decoding=Decoding(beam=2, consensus=count), frequencies=lambda: FREQUENCIES,
+    )  # fmt: skip
+    first = -(-count // 2)
+    drawn = ["a red circle".split()] * first + ["a blue square".split()] * (count - first)
+    for candidates in found:
+        assert {c.text for c in candidates} == {"a red circle", "a blue square"}
+        expected = agreement([c.text.split() for c in candidates], drawn, FREQUENCIES)
+        assert [c.agreement for c in candidates] == pytest.approx(expected.tolist())
 
 
 def test_drawn_candidates_are_ordered_too():

@@ -13,6 +13,7 @@ from regard.errors import ConfigError
 from regard.metrics.agreement import agreement
 from regard.metrics.cider import DocumentFrequencies
 from regard.models.decoder import Speaker, State
+from regard.models.together import Together
 from regard.search import Hypothesis, Rules, beam_search, draw, sample
 from regard.text.phrases import Phrases
 from regard.text.tokenise import detokenise, tokenise
@@ -234,18 +235,24 @@ def _drawn(
     rules: Rules,
     decoding: Decoding,
 ) -> list[list[tuple[str, ...]]]:
-    """Captions of each photo, drawn with the same numbers whatever photos are beside it."""
+    """Captions of each photo, drawn with the same numbers whatever photos are beside it.
+
+    Of several who speak together each draws its share, in turn: captions of the mixture of them,
+    for the work of one.
+    """
     random = np.random.default_rng(decoding.seed)
     numbers = random.random((decoding.consensus, rules.max_length + 1), dtype=np.float32)
     drawn: list[list[tuple[str, ...]]] = [[] for _ in range(photos)]
     at_once = max(1, _AT_ONCE // photos)
-    for first in range(0, decoding.consensus, at_once):
-        uniform = torch.from_numpy(numbers[first : first + at_once]).to(state.device)
-        ids = draw(
-            decoder.step, state, rules=rules, uniform=uniform.expand(photos, *uniform.shape)
-        ).ids
-        for captions, each in zip(drawn, ids.tolist(), strict=True):
-            captions += (drawn_words(one, vocabulary) for one in each)
+    speakers = decoder.each(state) if isinstance(decoder, Together) else [(decoder, state)]
+    for place, (speaker, own) in enumerate(speakers[: decoding.consensus]):
+        share = torch.from_numpy(numbers[place :: len(speakers)]).to(state.device)
+        for uniform in torch.split(share, at_once):
+            ids = draw(
+                speaker.step, own, rules=rules, uniform=uniform.expand(photos, *uniform.shape)
+            ).ids
+            for captions, each in zip(drawn, ids.tolist(), strict=True):
+                captions += (drawn_words(one, vocabulary) for one in each)
     return drawn
 
 

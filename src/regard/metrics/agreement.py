@@ -4,7 +4,9 @@ Candidates are put in the order in which the captioner's own draws agree with th
 probable caption is not the one that people agree with most: probability counts every word alike and
 knows no near misses. What the captioner thinks of a photo is its whole distribution, of which
 captions drawn at random are a fair sample; the best caption is the one that scores highest, on
-average, with those as its references. Sources: Kumar and Byrne, "Minimum Bayes-risk decoding for
+average, with those as its references. Where several captioners choose each word together, or one
+sees several views of a photo, the draws are shared out among them: a mixture of what each thinks of
+the photo. Sources: Kumar and Byrne, "Minimum Bayes-risk decoding for
 statistical machine translation" (2004); Devlin et al., "Exploring nearest neighbor approaches for
 image captioning" (2015, section 3.2), where the draws are captions of similar photos; and Eikema
 and Aziz, "Sampling-based approximations to minimum Bayes risk decoding" (2022), where the

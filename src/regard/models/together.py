@@ -74,6 +74,10 @@ class Together(Speaker):
             States(tuple(step.state for step in steps)),
         )
 
+    def each(self, state: Any) -> list[tuple[Speaker, State]]:
+        """The decoders, each with its own of :meth:`start`'s states."""
+        return [(speaker, own) for (speaker, _), own in zip(self._readers, state.each, strict=True)]
+
 
 def side_by_side(regions: Sequence[Tensor]) -> Tensor:
     """Regions of several places, each ``(B, L, D)``, as one tensor ``(B, L1 D1 + L2 D2 ...)``."""
