@@ -1,12 +1,12 @@
-"""Train the best captioner of docs/results.md: four captioners, then a fifth that they teach.
+"""Train the best captioners of docs/results.md: four, a fifth that they teach, and its SCST.
 
     python scripts/best.py DATA --encoder E --out FOLDER [--teacher RUN ...]
 
 Two LSTMs, one of them without the gate, and two Transformers learn what people wrote;
 FOLDER/taught goes on with the first Transformer and learns what all four expect, and any more
-teachers that there are.
-FOLDER/*.json are their scores on the split that judges, with a beam and by consensus. The same
-command goes on where it was stopped.
+teachers that there are; FOLDER/scst goes on with that one by self-critical training.
+FOLDER/*.json are their scores on the split that judges: with a beam, with one that sees six views
+of each photo, and by consensus of six views. The same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ TEACHERS = {
 }
 """By run: its configuration, and what is otherwise in it."""
 
+BEAM = ("--beam", "5", "--no-repeat", "2")
 SEARCHES = {
-    "beam": ("--beam", "5", "--no-repeat", "2"),
-    "consensus": ("--beam", "30", "--no-repeat", "2", "--consensus", "128"),
+    "beam": BEAM,
+    "views": (*BEAM, "--views", "6"),
+    "consensus": ("--beam", "30", "--no-repeat", "2", "--consensus", "128", "--views", "6"),
 }
 
 
@@ -51,7 +53,10 @@ def main() -> None:
     for teacher in (*teachers, *arguments.teacher):
         asked += ["--teacher", teacher]
     _train(taught, *known, *asked)
-    for run in (*teachers, taught):
+    scst = arguments.out / "scst"
+    asked = ["--init", taught, "--config", CONFIGS / "flickr8k-scst.yaml"]
+    _train(scst, *known, *asked, "--set", "train.learning_rate=1e-4", "--set", "train.epochs=10")
+    for run in (*teachers, taught, scst):
         for name, search in SEARCHES.items():
             scores = arguments.out / f"{run.name}-{name}.json"
             if not scores.exists():
