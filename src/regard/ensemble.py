@@ -20,7 +20,7 @@ from regard.checkpoint import Model, read_model
 from regard.errors import ConfigError, ModelError
 from regard.exported import find_exported
 from regard.finished import find_finished
-from regard.images import VIEWS, Preparation, Viewed
+from regard.images import VIEWS, Viewed
 from regard.metrics.cider import DocumentFrequencies
 from regard.models.decoder import Speaker
 from regard.models.encoders import Encoder
@@ -97,12 +97,12 @@ class Ensemble:
         return self.members[0].frequencies()
 
     @property
-    def preparations(self) -> tuple[Preparation | Viewed, ...]:
+    def preparations(self) -> tuple[Viewed, ...]:
         """Of every view of the first encoder, then of the next."""
         return tuple(
-            encoder.preparation if place == 0 else Viewed(encoder.preparation, view)
+            Viewed(encoder.preparation, view)
             for encoder in self.encoders
-            for place, view in enumerate(VIEWS[: self.views])
+            for view in VIEWS[: self.views]
         )
 
     @property

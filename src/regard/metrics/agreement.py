@@ -6,11 +6,11 @@ knows no near misses. What the captioner thinks of a photo is its whole distribu
 captions drawn at random are a fair sample; the best caption is the one that scores highest, on
 average, with those as its references. Where several captioners choose each word together, or one
 sees several views of a photo, the draws are shared out among them: a mixture of what each thinks of
-the photo. Sources: Kumar and Byrne, "Minimum Bayes-risk decoding for
-statistical machine translation" (2004); Devlin et al., "Exploring nearest neighbor approaches for
-image captioning" (2015, section 3.2), where the draws are captions of similar photos; and Eikema
-and Aziz, "Sampling-based approximations to minimum Bayes risk decoding" (2022), where the
-candidates are from elsewhere than the draws, as here.
+the photo. Sources: Kumar and Byrne, "Minimum Bayes-risk decoding for statistical machine
+translation" (2004); Devlin et al., "Exploring nearest neighbor approaches for image captioning"
+(2015, section 3.2), where the draws are captions of similar photos; and Eikema and Aziz,
+"Sampling-based approximations to minimum Bayes risk decoding" (2022), where the candidates are from
+elsewhere than the draws, as here.
 
 People's captions agree more or less with each other too, which can weigh them in training: Phan et
 al., "Consensus-based sequence training for video captioning" (2017), section 3.2.
