@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from regard.models.decoder import Decoder, Real
-from regard.models.fast import keeps_sums
+from regard.models.fast import packing
 from regard.models.lstm import LstmDecoder
 from regard.models.transformer import TransformerDecoder
 from regard.search import Rules, beam_search, sample
 
 B, K, L, D, T, V = 3, 4, 6, 10, 6, 23
+
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
 def lstm(**options) -> LstmDecoder:
@@ -252,12 +254,13 @@ def test_the_fast_form_says_the_same(name, compiled, photos, captions, monkeypat
     assert all(torch.equal(p, weights[n]) for n, p in decoder.named_parameters())
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_fast_caption_does_not_depend_on_its_neighbours_to_the_last_bit(name, photos):
-    if not keeps_sums(torch.device("cpu")):
+def test_a_fast_caption_does_not_depend_on_its_neighbours_to_the_last_bit(name, precision, photos):
+    if packing(PRECISIONS[precision], torch.device("cpu")) is None:
         pytest.skip("The processor has no bf16, or there is no C++ compiler.")
     torch.manual_seed(1)
-    fast = MAKERS[name]().fast("bf16")
+    fast = MAKERS[name]().fast(precision)
 
     def search(regions: torch.Tensor) -> list[list[tuple[float, ...]]]:
         found = beam_search(fast.step, fast.start(regions), len(regions), rules=rules(), width=3)

@@ -20,7 +20,7 @@ from regard.models.sources import write_resnet
 from regard.training.distil import Class, Lessons, Marks, distil
 
 SIDE = 64
-LESSONS = Lessons(epochs=4, views=2, batch_size=8, learning_rate=3e-3)
+LESSONS = Lessons(epochs=4, views=2, batch_size=8, learning_rate=1e-2)
 CPU = torch.device("cpu")
 
 
@@ -99,13 +99,13 @@ def test_small_photos_come_first_and_teach(classes, tmp_path):
     student.register_forward_hook(
         lambda _, photos, out: seen.append((*photos[0].shape[2:], *out.shape[2:]))
     )
-    lessons = replace(LESSONS, epochs=20, growth=((0.5, 32), (0.8, 48)))
+    lessons = replace(LESSONS, epochs=30, growth=((0.5, 32), (0.8, 48)))
     _, marks = taught(classes, lessons, tmp_path / "state.pt", student)
     shapes = [(32, 32, 1, 1), (48, 48, 2, 2), (64, 64, 2, 2)]
     assert sorted(set(seen)) == shapes
     assert seen == sorted(seen)  # growing
-    assert [seen.count(shape) for shape in shapes] == [50, 30, 20]  # four batches, one that judges
-    assert marks[-1].explained > 0.02
+    assert [seen.count(shape) for shape in shapes] == [75, 45, 30]  # four batches, one that judges
+    assert marks[-1].explained > 0.1
 
 
 def test_the_loss_of_seeing_nothing_is_one(classes, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regard.models.fast import WORTH_COMPILING, Narrow, fast_form, fold_batch_norms, keeps_sums
+from regard.models.fast import WORTH_COMPILING, Packed, fast_form, fold_batch_norms, packing
 from regard.models.small import SmallEncoder
 from test_encoders import resnet18
 
@@ -58,39 +58,50 @@ def test_without_a_compiler_it_works_uncompiled(
 
 # --- linear layers ------------------------------------------------------------------------------
 
+DTYPES = (torch.float32, torch.bfloat16)
 
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("inner", [1, 2, 37, 64])
 @pytest.mark.parametrize("width", [2, 63, 64, 65, 200])
 @pytest.mark.parametrize("bias", [False, True])
-def test_narrow_products_are_those_of_rounded_factors(inner: int, width: int, bias: bool) -> None:
+def test_packed_products_are_those_of_rounded_factors(
+    dtype: torch.dtype, inner: int, width: int, bias: bool
+) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(inner, width, bias=bias)
-    narrow = Narrow(linear.weight, linear.bias)
-    rounded = linear.weight.bfloat16().float()
+    packed = Packed(linear.weight, linear.bias, dtype)
+    rounded = linear.weight.to(dtype).float()
     for rows in (*range(1, 18), 40):
         x = torch.randn(rows, 1, inner)
-        exact = nn.functional.linear(x.bfloat16().float(), rounded, linear.bias)
-        allowed = 1e-5 if keeps_sums(torch.device("cpu")) else 2e-2
-        torch.testing.assert_close(narrow(x), exact, rtol=allowed, atol=allowed)
+        exact = nn.functional.linear(x.to(dtype).float(), rounded, linear.bias)
+        allowed = 1e-5 if packed.compiled or dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(packed(x), exact, rtol=allowed, atol=allowed)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("inner", [77, 96])  # 96: where the processor has a unit for matrices
-def test_a_row_of_a_narrow_product_is_its_own_to_the_last_bit(inner: int) -> None:
-    if not keeps_sums(torch.device("cpu")):
-        pytest.skip("The processor has no bf16, or there is no C++ compiler.")
+def test_a_row_of_a_packed_product_is_its_own_to_the_last_bit(
+    dtype: torch.dtype, inner: int
+) -> None:
     torch.manual_seed(0)
-    narrow = Narrow(torch.randn(130, inner), torch.randn(130))
+    packed = Packed(torch.randn(130, inner), torch.randn(130), dtype)
+    if not packed.compiled:
+        pytest.skip("The processor has no bf16, or there is no C++ compiler.")
     x = torch.randn(40, inner)
-    together = narrow(x)
+    together = packed(x)
     for count in (1, 2, 5, 6, 7, 13, 16, 29):
-        assert torch.equal(narrow(x[3 : 3 + count]), together[3 : 3 + count])
+        assert torch.equal(packed(x[3 : 3 + count]), together[3 : 3 + count])
 
 
-def test_without_a_compiler_a_narrow_product_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_without_a_compiler_a_packed_product_is_torchs(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("REGARD_COMPILER", "")
-    assert not keeps_sums(torch.device("cpu"))
+    assert packing(dtype, torch.device("cpu")) is None
     linear = nn.Linear(7, 5)
-    narrow = Narrow(linear.weight, linear.bias)
+    packed = Packed(linear.weight, linear.bias, dtype)
     torch.testing.assert_close(
-        narrow(torch.ones(2, 7)), linear(torch.ones(2, 7)), rtol=0, atol=0.05
+        packed(torch.ones(2, 7)), linear(torch.ones(2, 7)), rtol=0, atol=0.05
     )

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from regard.models.beams import Searched, Wanted
 from regard.models.devices import Precision, fast_precision, lowered
-from regard.models.fast import narrow_products
+from regard.models.fast import pack_products
 
 
 class State(Protocol):
@@ -170,8 +170,9 @@ class Decoder(nn.Module, ABC):
         if precision == "auto":
             precision = fast_precision(self.embedding.weight.device)
         copied = copy.deepcopy(self).requires_grad_(False).eval()
-        if precision == "bf16":
-            narrow_products(copied, wide=copied.wide())
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        if precision == "bf16" or self.embedding.weight.dtype == dtype:  # float64 stays as it is
+            pack_products(copied, dtype, wide=copied.wide())
         return copied
 
     def wide(self) -> Sequence[nn.Module]:

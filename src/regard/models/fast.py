@@ -6,8 +6,9 @@ comes from rounding the weights and from rounding what flows between layers, and
 convolution and the first block than from all others. To keep those in float32 was tried: it took
 more speed than the difference was worth. Where the difference matters there is float32.
 
-Decoders: products in bf16, but for the scores of the vocabulary: bf16 has 8 bits, and the two best
-words are often closer to each other than that.
+Decoders: products whose weights are packed once, in float32 or in bf16. The scores of the
+vocabulary are never rounded to bf16: it has 8 bits, and the two best words are often closer to
+each other than that.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Sequence
+from functools import cache
 from threading import Lock
 from typing import cast
 
@@ -65,63 +67,90 @@ def fast_form(
     return encode
 
 
-def narrow_products(module: nn.Module, *, wide: Sequence[nn.Module] = ()) -> None:
-    """Have the linear layers of a module multiply in bf16, in place.
+def pack_products(module: nn.Module, dtype: torch.dtype, *, wide: Sequence[nn.Module] = ()) -> None:
+    """Have the linear layers of a module multiply as :class:`Packed` does, in place.
 
     Args:
-        module: what enters and leaves its linear layers stays float32.
-        wide: layers that are left alone where their sums would be rounded to bf16.
+        module: what enters and leaves its linear layers is float32.
+        dtype: of the products, float32 or bfloat16. In float32 nothing is done where the weights
+            cannot be packed: torch does the same.
+        wide: layers that are left alone where their sums would be rounded.
     """
     for name, child in module.named_children():
         if not isinstance(child, nn.Linear):
-            narrow_products(child, wide=wide)
+            pack_products(child, dtype, wide=wide)
         elif child.out_features > 1 and (
-            keeps_sums(child.weight.device) or all(child is not layer for layer in wide)
+            packing(dtype, child.weight.device)
+            or (dtype != torch.float32 and all(child is not layer for layer in wide))
         ):
-            setattr(module, name, Narrow(child.weight, child.bias))
+            setattr(module, name, Packed(child.weight, child.bias, dtype))
 
 
-def keeps_sums(device: torch.device) -> bool:
-    """Whether :class:`Narrow` gives its sums in float32, unrounded."""
-    return native("multiply", torch.empty(0, dtype=torch.bfloat16, device=device)) is not None
+def packing(dtype: torch.dtype, device: torch.device) -> tuple[int, int] | None:
+    """How compiled products take their weights: so many columns, in them so many values of each.
+
+    None where there are no such products; :class:`Packed` rounds its sums there.
+    """
+    return _packing(native("packing", torch.empty(0, dtype=dtype, device=device)))
 
 
-class Narrow(nn.Module):
-    """A linear layer that multiplies in bf16 and adds up in float32.
+@cache
+def _packing(tell: Callable[..., None] | None) -> tuple[int, int] | None:
+    if tell is None:
+        return None
+    answer = torch.empty(2, dtype=torch.long)
+    tell(answer)
+    columns, depth = answer.tolist()
+    return columns, depth
 
-    Compiled (:mod:`regard.models.native`), a row's result does not depend, to the last bit, on the
-    rows beside it, and is not rounded. Otherwise torch rounds the sums to bf16.
+
+class Packed(nn.Module):
+    """A linear layer that multiplies in float32 or bf16 and adds up in float32, for few rows.
+
+    Compiled (:mod:`regard.models.native`), the weights are laid out for the processor once, a
+    row's result does not depend, to the last bit, on the rows beside it, and is not rounded.
+    Otherwise torch rounds the sums as it does the products.
 
     Args:
         weight: ``(V, N)``.
         bias: ``(V,)``, or none.
+        dtype: of the products.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
         self.width, n = weight.shape
+        self.dtype = dtype
         self.register_buffer("bias", None if bias is None else bias.detach().float())
-        weight = weight.detach().bfloat16()
-        self._multiply = native("multiply", weight)
-        if self._multiply is not None:
-            pairs = -(-n // 2)
-            filled = weight.new_zeros(-(-self.width // 64) * 64, 2 * pairs)
+        weight = weight.detach().to(dtype)
+        shape = packing(dtype, weight.device)
+        self._depth, self._multiply = 1, None
+        if shape is not None:
+            self._multiply = native("multiply", weight)
+            columns, self._depth = shape
+            steps = -(-n // self._depth)
+            filled = weight.new_zeros(-(-self.width // columns) * columns, steps * self._depth)
             filled[: self.width, :n] = weight
-            weight = filled.view(-1, 64, pairs, 2).transpose(1, 2).contiguous()
+            weight = filled.view(-1, columns, steps, self._depth).transpose(1, 2).contiguous()
         self.register_buffer("weight", weight)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether its weights are laid out for compiled products."""
+        return self._multiply is not None
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., N)`` to ``(..., V)``, float32."""
         weight, bias = cast(Tensor, self.weight), cast("Tensor | None", self.bias)
-        rows = x.to(torch.bfloat16).flatten(0, -2)
+        rows = x.to(self.dtype).flatten(0, -2)
         if self._multiply is None:
             product = functional.linear(rows, weight).float()
             return (product if bias is None else product + bias).view(*x.shape[:-1], -1)
-        if rows.shape[1] % 2:
-            rows = functional.pad(rows, (0, 1))
+        if left := rows.shape[1] % self._depth:
+            rows = functional.pad(rows, (0, self._depth - left))
         out = torch.empty(len(rows), self.width)
-        pairs = rows.shape[1] // 2
-        self._multiply(rows.contiguous(), weight, bias, out, len(rows), pairs, self.width)
+        steps = rows.shape[1] // self._depth
+        self._multiply(rows.contiguous(), weight, bias, out, len(rows), steps, self.width)
         return out.view(*x.shape[:-1], -1)
 
 

@@ -20,7 +20,7 @@ from regard.models.beams import Beams, Searched, Wanted
 from regard.models.decoder import Decoder, Parts, Read, Real, Rows, Step, scores
 from regard.models.devices import Precision, lowered
 from regard.models.dropout import Dropout, RegionDropout, WordDropout
-from regard.models.fast import Narrow, keeps_sums
+from regard.models.fast import Packed
 from regard.models.native import native
 from regard.models.reading import recur
 from regard.models.recurrence import Weights, cell
@@ -147,9 +147,9 @@ class LstmDecoder(Decoder):
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next word, ``(..., V)``, from hidden values ``(..., N)``."""
         hidden = self.dropout(hidden)
-        if isinstance(self.output, Narrow):  # of a fast copy
-            narrow: Tensor = self.output(hidden)
-            return narrow
+        if isinstance(self.output, Packed):  # of a fast copy
+            packed: Tensor = self.output(hidden)
+            return packed
         return scores(hidden, self.output.weight, self.output.bias)
 
     def wide(self) -> Sequence[nn.Module]:
@@ -159,7 +159,7 @@ class LstmDecoder(Decoder):
     def fast(self, precision: Precision | Literal["auto"] = "auto") -> Self:
         """A copy for use; see :meth:`Decoder.fast`."""
         copied = super().fast(precision)
-        if isinstance(copied.of_word, Narrow) and keeps_sums(self.embedding.weight.device):
+        if isinstance(copied.of_word, Packed) and copied.of_word.compiled:
             copied.joined = _Joined(copied, self, copied.of_word)
         return copied
 
@@ -170,7 +170,7 @@ class LstmDecoder(Decoder):
         h, c = self._start(regions)
         keys = self.attention.keys(regions)
         if self.joined is not None:
-            keys = keys.bfloat16()  # as in training; the tanh of them is quicker then
+            keys = keys.to(self.joined.dtype)  # as in training; bf16 has a quicker tanh
             if self.joined.ahead:
                 regions = self.of_context(regions)
         return LstmState(h, c, Rows.in_order(h.shape[0], 1, h.device), keys, regions)
@@ -262,27 +262,30 @@ class _Joined(nn.Module):
     """Each word's part of the gates, ``(V, 4N)``."""
     score: Tensor
     """The attention's ``v``, ``(A,)``."""
+    dtype: torch.dtype
+    """In which it multiplies."""
     ahead: bool
     """Whether a state has each region's part of the gates in the region's place."""
 
-    def __init__(self, copied: LstmDecoder, decoder: LstmDecoder, of_word: Narrow) -> None:
+    def __init__(self, copied: LstmDecoder, decoder: LstmDecoder, of_word: Packed) -> None:
         super().__init__()
         layers = [decoder.of_hidden, decoder.attention.of_hidden]
         layers += [] if decoder.gate is None else [decoder.gate]
         self.ahead = decoder.gate is None
+        self.dtype = of_word.dtype
         self._widths = [layer.out_features for layer in layers]
         nothing = decoder.embedding.weight.new_zeros(())
         biases: list[Tensor] = [
             nothing.expand(x.out_features) if x.bias is None else x.bias for x in layers
         ]
         weights: list[Tensor] = [layer.weight for layer in layers]
-        self._past = Narrow(torch.cat(weights), torch.cat(biases))
+        self._past = Packed(torch.cat(weights), torch.cat(biases), self.dtype)
         self.register_buffer("words", of_word(decoder.embedding.weight.detach()))
         self.register_buffer("score", decoder.attention.score.weight.detach().squeeze(0))
         after = (copied.of_context, copied.output)
-        self._after = [layer for layer in after if isinstance(layer, Narrow)]
+        self._after = [layer for layer in after if isinstance(layer, Packed)]
         even = not any(w % 2 for w in (decoder.hidden_width, decoder.of_context.in_features))
-        like = torch.empty(0, dtype=torch.bfloat16, device=nothing.device)
+        like = torch.empty(0, dtype=self.dtype, device=nothing.device)
         fits = even and len(self._after) == len(after)
         self._say = native("say", like) if fits else None
         self._speak = native("speak", like) if fits else None

@@ -28,7 +28,7 @@ from torch import Tensor
 FOLDER = Path(__file__).with_name("kernels")
 
 SPEAKING = frozenset(
-    ("look", "gather", "cell", "log_probabilities", "go_on", "lent", "multiply", "say", "speak")
+    "look gather cell log_probabilities go_on lent packing multiply say speak".split()
 )
 """What is in ``speaking.cpp``."""
 

@@ -30,7 +30,7 @@ from regard.models.beams import Beams, Searched, Wanted
 from regard.models.decoder import Decoder, Parts, Read, Real, Rows, Step, scores
 from regard.models.devices import Precision, lowered
 from regard.models.dropout import Dropout, RegionDropout, WordDropout
-from regard.models.fast import Narrow, keeps_sums
+from regard.models.fast import Packed
 from regard.models.heads import Memory, attend, attend_joined, by_head
 from regard.models.native import native
 
@@ -69,13 +69,13 @@ class CompiledState:
     """
 
     said: tuple[Tensor, ...]
-    """For each of the t words ``(rows of its step, layers, 2 N)``: keys and values, bf16."""
+    """For each of the t words ``(rows of its step, layers, 2 N)``: keys and values."""
     where: Tensor
     """``(R, t)``: which rows of those each row has."""
     rows: Rows
     """Which photo each row describes."""
     seen: Tensor
-    """``(layers, B, L, 2 N)``, bf16: keys and values of the regions."""
+    """``(layers, B, L, 2 N)``: keys and values of the regions."""
 
     @property
     def device(self) -> torch.device:
@@ -158,7 +158,7 @@ class TransformerDecoder(Decoder):
         self.dropout = Dropout(dropout)
         self.word_dropout = WordDropout(word_dropout)
         self.region_dropout = RegionDropout(region_dropout)
-        self.scorer: Narrow | None = None  # of a fast copy
+        self.scorer: Packed | None = None  # of a fast copy
         self.compiled: _Compiled | None = None  # of a fast copy
         for rows in (self.embedding.weight, self.output):
             if rows is not None:  # scores of about 1 from normalised hidden values
@@ -182,15 +182,15 @@ class TransformerDecoder(Decoder):
         if self.leave is not None:
             hidden = self.leave(hidden)  # (..., E)
         if self.scorer is not None:
-            narrow: Tensor = self.scorer(hidden)
-            return narrow
+            packed: Tensor = self.scorer(hidden)
+            return packed
         return scores(hidden, self._rows(), self.bias)
 
     def fast(self, precision: Precision | Literal["auto"] = "auto") -> Self:
         """A copy for use; see :meth:`Decoder.fast`."""
         copied = super().fast(precision)
-        if isinstance(copied.see, Narrow) and keeps_sums(self.bias.device):
-            copied.scorer = Narrow(self._rows(), self.bias)
+        if isinstance(copied.see, Packed) and copied.see.compiled:
+            copied.scorer = Packed(self._rows(), self.bias, copied.see.dtype)
             copied.compiled = _Compiled.of(copied, next(self._layers()).widen.out_features)
         return copied
 
@@ -336,6 +336,7 @@ class _Compiled(nn.Module):
     Args:
         copied: the copy, which has this as a part.
         wide: to what its feed-forward layers widen.
+        dtype: in which they multiply.
         say: what says a word.
         speak: what searches.
     """
@@ -346,24 +347,27 @@ class _Compiled(nn.Module):
     @classmethod
     def of(cls, copied: TransformerDecoder, wide: int) -> Self | None:
         """None without a compiler, or where widths are not those that the functions take."""
-        like = torch.empty(0, dtype=torch.bfloat16, device=copied.bias.device)
+        assert copied.scorer is not None
+        like = copied.bias.new_empty(0, dtype=copied.scorer.dtype)
         say, speak = native("say_words", like), native("speak_words", like)
         if say is None or speak is None or copied.bias.dtype != torch.float32:
             return None
         width, scored = copied.norm.normalized_shape[0], copied._rows().shape[1]
         if width // next(copied._layers()).heads % 32 or scored % 2 or wide % 2:
             return None
-        return cls(copied, wide, say, speak)
+        return cls(copied, wide, like.dtype, say, speak)
 
     def __init__(
         self,
         copied: TransformerDecoder,
         wide: int,
+        dtype: torch.dtype,
         say: Callable[..., None],
         speak: Callable[..., None],
     ) -> None:
         super().__init__()
         self._say, self._speak, self._wide = say, speak, wide
+        self._dtype = dtype
         # In a list and a tuple they stay parts of the copy alone.
         self._layers = list(copied._layers())
         self._ends = copied.norm, copied.leave, copied.scorer
@@ -375,7 +379,7 @@ class _Compiled(nn.Module):
 
     def start(self, regions: Tensor) -> CompiledState:
         """The state before the first word, of regions ``(B, L, N)`` as the layers ask them."""
-        seen = torch.stack([layer.of_seen(regions).bfloat16() for layer in self._layers])
+        seen = torch.stack([layer.of_seen(regions).to(self._dtype) for layer in self._layers])
         nothing = torch.empty(len(regions), 0, dtype=torch.long)
         return CompiledState((), nothing, Rows.in_order(len(regions), 1, seen.device), seen)
 

@@ -27,6 +27,9 @@
 #include <unistd.h>
 #endif
 #endif
+#if defined(NARROW) || defined(IS_float32)  // captions are written here
+#define SPEAKS
+#endif
 
 namespace {
 

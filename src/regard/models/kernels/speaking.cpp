@@ -19,7 +19,12 @@ inline void look_one(const V* key, const V* query, const float* score, float* ou
     softmax(out, most, L);
 }
 
-constexpr int64_t PART = 128;  // channels whose sums stay in registers
+// Channels whose sums stay in registers.
+#if defined(__AVX512F__)
+constexpr int64_t PART = 128;
+#else
+constexpr int64_t PART = 64;
+#endif
 
 // Some channels of the weighted sum of one row's regions (L, D).
 template <typename V>
@@ -116,17 +121,30 @@ void look_rows(const bfloat16* key, const bfloat16* queries, int64_t stride, con
     for (int r = 0; r < ROWS; r++) softmax(alpha + r * L, most[r], L);
 }
 
+#endif
+
+#if defined(SPEAKS)
+
+inline void look_alone(const T* key, const T* query, const float* score, float* alpha, int64_t L,
+                       int64_t A) {
+#if defined(NARROW)
+    look_rows<1>(key, query, A, score, alpha, L, A);
+#else
+    look_one(key, query, score, alpha, L, A);
+#endif
+}
+
 // What an LSTM knows while it speaks. past is the gates and the query, P values a row. With a gate
 // on the context its argument follows in past. Without one there is no of_context: the regions are
 // their part of the gates already, and D is 4N. N, A and D are even.
 struct Lstm {
-    const bfloat16* keys;
+    const T* keys;
     const float *regions, *score;
-    const bfloat16* of_past;
+    const T* of_past;
     const float* past_bias;
-    const bfloat16* of_context;
+    const T* of_context;
     const float* words;
-    const bfloat16* of_score;
+    const T* of_score;
     const float* score_bias;
     int64_t L, D, A, N, P, V;
 
@@ -139,14 +157,14 @@ struct Lstm {
              float* after_h, float* after_c, float* alpha, float* logits, float* room,
              int64_t R) const {
         float *past = room, *context = past + R * P, *gates = context + R * 4 * N;
-        auto* small = reinterpret_cast<bfloat16*>(gates + R * 4 * N);  // R * max(N, D)
+        auto* small = reinterpret_cast<T*>(gates + R * 4 * N);  // R * max(N, D)
         narrow(h, small, R * N);
-        product(small, of_past, past_bias, past, R, N / 2, P);
+        product(small, of_past, past_bias, past, R, N / DEPTH, P);
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < R; r++) {
-            bfloat16 query[A];
+            T query[A];
             for (int64_t a = 0; a < A; a++) put(query[a], past[r * P + 4 * N + a]);
-            look_rows<1>(keys + photo[r] * L * A, query, A, score, alpha + r * L, L, A);
+            look_alone(keys + photo[r] * L * A, query, score, alpha + r * L, L, A);
         }
 #pragma omp for schedule(static) collapse(2)
         for (int64_t r = 0; r < R; r++) {
@@ -165,14 +183,14 @@ struct Lstm {
                 for (int64_t d = 0; d < width; d++) put(small[r * D + from + d], sum[d]);
             }
         }
-        if (of_context) product(small, of_context, nullptr, context, R, D / 2, 4 * N);
+        if (of_context) product(small, of_context, nullptr, context, R, D / DEPTH, 4 * N);
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < R; r++) {
             cell_one(past + r * P, context + r * 4 * N, words + tokens[r] * 4 * N, c + r * N,
                      gates + r * 4 * N, after_c + r * N, after_h + r * N, N);
         }
         narrow(after_h, small, R * N);
-        product(small, of_score, score_bias, logits, R, N / 2, V);
+        product(small, of_score, score_bias, logits, R, N / DEPTH, V);
     }
 };
 
@@ -286,8 +304,6 @@ void go_on(const float* scores, const int64_t* row, const float* totals, float* 
     }
 }
 
-#if defined(NARROW)
-
 #if defined(TILES)
 
 // Whether the processor's matrix unit may be used.
@@ -295,8 +311,16 @@ void lent(int64_t* answer, int) { *answer = matrix_unit(); }
 
 #endif
 
+#if defined(SPEAKS)
+
+// COLUMNS and DEPTH, see product.
+void packing(int64_t* answer, int) {
+    answer[0] = COLUMNS;
+    answer[1] = DEPTH;
+}
+
 // See product.
-void multiply(const bfloat16* x, const bfloat16* packed, const float* bias, float* out, int64_t M,
+void multiply(const T* x, const T* packed, const float* bias, float* out, int64_t M,
               int64_t pairs, int64_t width, int threads) {
 #pragma omp parallel num_threads(threads)
     product(x, packed, bias, out, M, pairs, width);
@@ -304,9 +328,9 @@ void multiply(const bfloat16* x, const bfloat16* packed, const float* bias, floa
 
 // One word of the LSTM for R rows: what step() of lstm.py is, in one team of threads.
 void say(const float* h, const float* c, const int64_t* tokens, const int64_t* photo,
-         const bfloat16* keys, const float* regions, const float* score, const bfloat16* of_past,
-         const float* past_bias, const bfloat16* of_context, const float* words,
-         const bfloat16* of_score, const float* score_bias, float* after_h, float* after_c,
+         const T* keys, const float* regions, const float* score, const T* of_past,
+         const float* past_bias, const T* of_context, const float* words,
+         const T* of_score, const float* score_bias, float* after_h, float* after_c,
          float* alpha, float* logits, int64_t R, int64_t L, int64_t D, int64_t A, int64_t N,
          int64_t P, int64_t V, int threads) {
     const Lstm lstm{keys,     regions,    score, of_past, past_bias, of_context, words,
@@ -317,9 +341,9 @@ void say(const float* h, const float* c, const int64_t* tokens, const int64_t* p
 }
 
 // A whole beam search of the LSTM, see Beams, from the states h and c (B, N).
-void speak(const float* h, const float* c, const bfloat16* keys, const float* regions,
-           const float* score, const bfloat16* of_past, const float* past_bias,
-           const bfloat16* of_context, const float* words, const bfloat16* of_score,
+void speak(const float* h, const float* c, const T* keys, const float* regions,
+           const float* score, const T* of_past, const float* past_bias,
+           const T* of_context, const float* words, const T* of_score,
            const float* score_bias, const Beams* beams, int64_t L, int64_t D, int64_t A, int64_t N,
            int64_t P, int64_t V, int threads) {
     const Lstm lstm{keys,     regions,    score, of_past, past_bias, of_context, words,

@@ -90,7 +90,14 @@ inline void go_on_one(const float* scores, const int64_t* row, const float* tota
     }
 }
 
+#if defined(SPEAKS)
+
+// A product of few rows takes its columns in blocks of COLUMNS, and DEPTH of their N values at a time:
+// a block is packed by as many, of each column in turn. What is called pairs counts those.
+
 #if defined(NARROW)
+
+constexpr int64_t COLUMNS = 64, DEPTH = 2;
 
 // A tile of a product: ROWS rows of x with 64 columns of y, which are packed by pairs: for each
 // pair of the N values, the pair of each column. A row's sums are added up in the order of N
@@ -173,8 +180,79 @@ void product(const bfloat16* x, const bfloat16* packed, const float* bias, float
     }
 }
 
-// Rows of floats to bf16. To be called by all threads of a team.
-void narrow(const float* x, bfloat16* out, int64_t count) {
+#else
+
+// As many sums as the processor has registers for.
+#if defined(__AVX512F__)
+constexpr int LANES = 16, VECTORS = 2, TALL = 12;
+#elif defined(__AVX__)
+constexpr int LANES = 8, VECTORS = 2, TALL = 6;
+#else
+constexpr int LANES = 4, VECTORS = 4, TALL = 6;
+#endif
+constexpr int64_t COLUMNS = LANES * VECTORS, DEPTH = 1;
+
+typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
+
+// A tile of a product: ROWS rows of x with COLUMNS columns of y. A row's sums are added up in the
+// order of N whatever stands beside it.
+template <int ROWS>
+void tile(const float* x, const float* packed, const float* bias, float* out, int64_t N,
+          int64_t width, int64_t columns) {
+    Vector sum[ROWS][VECTORS] = {};
+    for (int64_t n = 0; n < N; n++) {
+        Vector y[VECTORS];
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) {
+            std::memcpy(&y[v], packed + n * COLUMNS + v * LANES, sizeof(Vector));
+        }
+#pragma GCC unroll 12
+        for (int r = 0; r < ROWS; r++) {
+            const Vector both = x[r * N + n] - Vector{};
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; v++) sum[r][v] += both * y[v];
+        }
+    }
+    columns = columns < COLUMNS ? columns : COLUMNS;
+#pragma GCC unroll 12
+    for (int r = 0; r < ROWS; r++) {
+        float sums[COLUMNS];
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) std::memcpy(sums + v * LANES, &sum[r][v], sizeof(Vector));
+#pragma omp simd
+        for (int64_t j = 0; j < columns; j++) out[r * width + j] = sums[j] + (bias ? bias[j] : 0);
+    }
+}
+
+// Of as many rows as there are, at most ROWS.
+template <int ROWS>
+void low_tile(const float* x, const float* packed, const float* bias, float* out, int64_t rows,
+              int64_t N, int64_t width, int64_t columns) {
+    if constexpr (ROWS > 1) {
+        if (rows < ROWS) {
+            return low_tile<ROWS - 1>(x, packed, bias, out, rows, N, width, columns);
+        }
+    }
+    tile<ROWS>(x, packed, bias, out, N, width, columns);
+}
+
+// out (M, width): x (M, N) by packed columns and a bias. To be called by all threads of a team.
+void product(const float* x, const float* packed, const float* bias, float* out, int64_t M,
+             int64_t N, int64_t width) {
+#pragma omp for schedule(static)
+    for (int64_t column = 0; column < width; column += COLUMNS) {
+        for (int64_t m = 0; m < M; m += TALL) {
+            low_tile<TALL>(x + m * N, packed + column * N, bias ? bias + column : nullptr,
+                           out + m * width + column, M - m < TALL ? M - m : TALL, N, width,
+                           width - column);
+        }
+    }
+}
+
+#endif
+
+// Rows of floats as products take them. To be called by all threads of a team.
+void narrow(const float* x, T* out, int64_t count) {
 #pragma omp for schedule(static)
     for (int64_t block = 0; block < count; block += 512) {
         const int64_t end = block + 512 < count ? block + 512 : count;

@@ -5,14 +5,14 @@
 
 namespace {
 
-#if defined(NARROW)
+#if defined(SPEAKS)
 
 struct Norm {
     const float *scale, *shift;
 };
 
 struct Linear {
-    const bfloat16* packed;
+    const T* packed;
     const float* bias;
 };
 
@@ -27,7 +27,7 @@ struct Layer {
 };
 
 // x (N) plus what a part has added to it, if any; its normalised values to bf16.
-inline void add_and_normalise(float* x, const float* added, Norm norm, bfloat16* out, int64_t N) {
+inline void add_and_normalise(float* x, const float* added, Norm norm, T* out, int64_t N) {
     constexpr float LEAST = 1e-5f;  // added to the variance
     float sum = 0, squares = 0;
     if (added) {
@@ -59,37 +59,68 @@ inline float gelu(float x) {
     return x >= 0 ? x - 0.5f * x * above : 0.5f * x * above;
 }
 
+// x . y of `width` values, a multiple of 32.
+inline float times(const T* x, const T* y, int64_t width) {
+#if defined(NARROW)
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t d = 0; d < width; d += 32) {
+        sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(x + d),
+                               (__m512bh)_mm512_loadu_si512(y + d));
+    }
+    return _mm512_reduce_add_ps(sum);
+#else
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t d = 0; d < width; d++) sum += x[d] * y[d];
+    return sum;
+#endif
+}
+
+// 32 of the values, each `weight` times, added to sums.
+struct Weighted {
+#if defined(NARROW)
+    __m512 low = _mm512_setzero_ps(), high = _mm512_setzero_ps();
+
+    void add(float weight, const bfloat16* value) {
+        const __m512 a = _mm512_set1_ps(weight);
+        low = _mm512_fmadd_ps(a, wide16(value, 0xffff), low);
+        high = _mm512_fmadd_ps(a, wide16(value + 16, 0xffff), high);
+    }
+#else
+    Vector sum[32 / LANES] = {};
+
+    void add(float weight, const float* value) {
+        Vector v[32 / LANES];
+        std::memcpy(v, value, sizeof v);
+#pragma GCC unroll 8
+        for (int i = 0; i < 32 / LANES; i++) sum[i] += weight * v[i];
+    }
+#endif
+
+    void write(T* found) const {
+        float sums[32];
+        std::memcpy(sums, this, sizeof sums);
+#pragma omp simd
+        for (int j = 0; j < 32; j++) put(found[j], sums[j]);
+    }
+};
+
 // Attention of one head of `width` values, a multiple of 32, to L keys: key(i) is where one is, and
 // its value is `behind` values after it. weights (L) are what it gave them.
 template <class Key>
-inline void attend(const bfloat16* query, const Key& key, float* weights, bfloat16* found,
+inline void attend(const T* query, const Key& key, float* weights, T* found,
                    int64_t L, int64_t width, int64_t behind) {
     const float scale = 1.0f / std::sqrt(float(width));
     float most = -3e38f;
     for (int64_t i = 0; i < L; i++) {
-        const bfloat16* k = key(i);
-        __m512 sum = _mm512_setzero_ps();
-        for (int64_t d = 0; d < width; d += 32) {
-            sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(query + d),
-                                   (__m512bh)_mm512_loadu_si512(k + d));
-        }
-        weights[i] = scale * _mm512_reduce_add_ps(sum);
+        weights[i] = scale * times(query, key(i), width);
         most = weights[i] > most ? weights[i] : most;
     }
     softmax(weights, most, L);
     for (int64_t d = 0; d < width; d += 32) {
-        __m512 low = _mm512_setzero_ps(), high = low;
-        for (int64_t i = 0; i < L; i++) {
-            const bfloat16* v = key(i) + behind + d;
-            const __m512 a = _mm512_set1_ps(weights[i]);
-            low = _mm512_fmadd_ps(a, wide16(v, 0xffff), low);
-            high = _mm512_fmadd_ps(a, wide16(v + 16, 0xffff), high);
-        }
-        float sums[32];
-        _mm512_storeu_ps(sums, low);
-        _mm512_storeu_ps(sums + 16, high);
-#pragma omp simd
-        for (int j = 0; j < 32; j++) put(found[d + j], sums[j]);
+        Weighted sum;
+        for (int64_t i = 0; i < L; i++) sum.add(weights[i], key(i) + behind + d);
+        sum.write(found + d);
     }
 }
 
@@ -99,7 +130,7 @@ struct Transformer {
     const float* words;    // (V, N), as they enter
     const float* places;   // (T, N), what is added to those in each place
     const Layer* layers;   // (depth)
-    const bfloat16* seen;  // (depth, B, L, 2 N): keys and values of the regions
+    const T* seen;  // (depth, B, L, 2 N): keys and values of the regions
     Norm norm;
     Linear leave, scorer;  // there may be nothing that leaves
     int64_t depth, B, L, N, heads, F, E, V;
@@ -112,12 +143,12 @@ struct Transformer {
     // One word of R rows. What each of the t steps before kept, (R, depth, 2 N) each, is said; which
     // row of it a row goes on from is where (R, stride). now is kept of this one. To be called by all
     // threads of a team.
-    void say(const int64_t* tokens, const int64_t* photo, const bfloat16* const* said,
-             const int64_t* where, int64_t stride, bfloat16* now, float* alpha, float* logits,
+    void say(const int64_t* tokens, const int64_t* photo, const T* const* said,
+             const int64_t* where, int64_t stride, T* now, float* alpha, float* logits,
              float* room, int64_t R, int64_t t) const {
         const int64_t width = N / heads, longest = std::max(L, t + 1);
         float *x = room, *y = x + R * N, *weights = y + R * std::max(3 * N, F);
-        auto* small = reinterpret_cast<bfloat16*>(weights + R * heads * longest);
+        auto* small = reinterpret_cast<T*>(weights + R * heads * longest);
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < R; r++) {
             const float *word = words + tokens[r] * N, *place = places + t * N;
@@ -127,19 +158,19 @@ struct Transformer {
         }
         for (int64_t l = 0; l < depth; l++) {
             const Layer& layer = layers[l];
-            product(small, layer.of_said.packed, layer.of_said.bias, y, R, N / 2, 3 * N);
+            product(small, layer.of_said.packed, layer.of_said.bias, y, R, N / DEPTH, 3 * N);
 #pragma omp for schedule(static) collapse(2)
             for (int64_t r = 0; r < R; r++) {
                 for (int64_t head = 0; head < heads; head++) {
                     const int64_t from = head * width;
                     const float* its = y + r * 3 * N + from;
-                    bfloat16 query[width], *own = now + (r * depth + l) * 2 * N + from;
+                    T query[width], *own = now + (r * depth + l) * 2 * N + from;
                     for (int64_t d = 0; d < width; d++) {
                         put(query[d], its[d]);
                         put(own[d], its[N + d]);
                         put(own[N + d], its[2 * N + d]);
                     }
-                    const auto key = [&](int64_t i) -> const bfloat16* {
+                    const auto key = [&](int64_t i) -> const T* {
                         if (i == t) return own;
                         return said[i] + (where[r * stride + i] * depth + l) * 2 * N + from;
                     };
@@ -147,25 +178,25 @@ struct Transformer {
                            small + r * N + from, t + 1, width, N);
                 }
             }
-            product(small, layer.from_said.packed, layer.from_said.bias, y, R, N / 2, N);
+            product(small, layer.from_said.packed, layer.from_said.bias, y, R, N / DEPTH, N);
 #pragma omp for schedule(static)
             for (int64_t r = 0; r < R; r++) {
                 add_and_normalise(x + r * N, y + r * N, layer.before_seen, small + r * N, N);
             }
-            product(small, layer.query.packed, layer.query.bias, y, R, N / 2, N);
+            product(small, layer.query.packed, layer.query.bias, y, R, N / DEPTH, N);
 #pragma omp for schedule(static) collapse(2)
             for (int64_t r = 0; r < R; r++) {
                 for (int64_t head = 0; head < heads; head++) {
                     const int64_t from = head * width;
-                    bfloat16 query[width];
+                    T query[width];
                     for (int64_t d = 0; d < width; d++) put(query[d], y[r * N + from + d]);
-                    const bfloat16* region = seen + (l * B + photo[r]) * L * 2 * N + from;
+                    const T* region = seen + (l * B + photo[r]) * L * 2 * N + from;
                     const auto key = [&](int64_t i) { return region + i * 2 * N; };
                     attend(query, key, weights + (r * heads + head) * longest,
                            small + r * N + from, L, width, N);
                 }
             }
-            product(small, layer.from_seen.packed, layer.from_seen.bias, y, R, N / 2, N);
+            product(small, layer.from_seen.packed, layer.from_seen.bias, y, R, N / DEPTH, N);
 #pragma omp for schedule(static)
             for (int64_t r = 0; r < R; r++) {
                 add_and_normalise(x + r * N, y + r * N, layer.before_wide, small + r * N, N);
@@ -177,7 +208,7 @@ struct Transformer {
                     alpha[r * L + i] = sum / heads;
                 }
             }
-            product(small, layer.widen.packed, layer.widen.bias, y, R, N / 2, F);
+            product(small, layer.widen.packed, layer.widen.bias, y, R, N / DEPTH, F);
 #pragma omp for schedule(static) collapse(2)
             for (int64_t r = 0; r < R; r++) {
                 for (int64_t from = 0; from < F; from += 256) {
@@ -186,7 +217,7 @@ struct Transformer {
                     for (int64_t j = from; j < end; j++) put(small[r * F + j], gelu(y[r * F + j]));
                 }
             }
-            product(small, layer.narrow.packed, layer.narrow.bias, y, R, F / 2, N);
+            product(small, layer.narrow.packed, layer.narrow.bias, y, R, F / DEPTH, N);
             const Norm& next = l + 1 == depth ? norm : layers[l + 1].before_said;
 #pragma omp for schedule(static)
             for (int64_t r = 0; r < R; r++) {
@@ -194,10 +225,10 @@ struct Transformer {
             }
         }
         if (leave.packed) {
-            product(small, leave.packed, leave.bias, y, R, N / 2, E);
+            product(small, leave.packed, leave.bias, y, R, N / DEPTH, E);
             narrow(y, small, R * E);
         }
-        product(small, scorer.packed, scorer.bias, logits, R, E / 2, V);
+        product(small, scorer.packed, scorer.bias, logits, R, E / DEPTH, V);
     }
 };
 
@@ -211,7 +242,7 @@ class TransformerSpeaker {
           where_(most * longest),
           next_(most * longest) {
         const int64_t each = most * transformer.depth * 2 * transformer.N;
-        kept_.reset(new bfloat16[each * (longest + 1)]);
+        kept_.reset(new T[each * (longest + 1)]);
         for (int64_t t = 0; t <= longest; t++) said_.push_back(kept_.get() + t * each);
     }
 
@@ -238,8 +269,8 @@ class TransformerSpeaker {
     const int64_t longest_;
     const std::unique_ptr<float[]> room_;
     std::vector<int64_t> where_, next_;
-    std::unique_ptr<bfloat16[]> kept_;
-    std::vector<bfloat16*> said_;
+    std::unique_ptr<T[]> kept_;
+    std::vector<T*> said_;
 };
 
 #endif
@@ -248,11 +279,11 @@ class TransformerSpeaker {
 
 extern "C" {
 
-#if defined(NARROW)
+#if defined(SPEAKS)
 
 // One word of R rows, see Transformer::say.
 void say_words(const Transformer* transformer, const int64_t* tokens, const int64_t* photo,
-               const bfloat16* const* said, const int64_t* where, bfloat16* now, float* alpha,
+               const T* const* said, const int64_t* where, T* now, float* alpha,
                float* logits, int64_t R, int64_t t, int threads) {
     const std::unique_ptr<float[]> room(new float[transformer->room(R, t)]);
 #pragma omp parallel num_threads(threads)
