@@ -473,7 +473,9 @@ def test_prepared_values_are_the_formula() -> None:
     assert (pixels.shape, pixels.dtype) == ((20, 30, 3), np.uint8)
     prepared = preparation(noise())
     assert (prepared.shape, prepared.dtype) == ((3, 20, 30), np.float32)
-    assert prepared.flags.c_contiguous
+    assert prepared.transpose(1, 2, 0).flags.c_contiguous
+    stacked = np.stack([prepared, prepared])
+    assert stacked.transpose(0, 2, 3, 1).flags.c_contiguous  # as encoders want them
     expected = (pixels / 255.0 - [0.1, 0.2, 0.3]) / [0.5, 0.6, 0.7]
     np.testing.assert_allclose(prepared, expected.transpose(2, 0, 1), atol=1e-6)
 
