@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import SHARED, medians, options, report, table, take_turns
+from measuring import SHARED, elsewhere, medians, options, report, table, take_turns
 
 import regard
 from regard.captioner import Captioner
@@ -111,7 +111,8 @@ def main() -> None:
         table(["one photo, cold", "s"], [(n, f"{s:.2f}") for n, s in cold.items()]),
         f"`regard caption PHOTO --model MODEL` takes {command:.2f} s.",
     ])  # fmt: skip
-    report("caption", text, figures, json=arguments.json, of=of if small else "")
+    named = filter(None, [of if small else "", elsewhere(captioner.device)])
+    report("caption", text, figures, json=arguments.json, of=", ".join(named))
 
 
 def _latency(captioner: Captioner, files: list[Path], prepared: torch.Tensor) -> dict[str, float]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import SHARED, medians, options, report, table, take_turns
+from measuring import SHARED, elsewhere, medians, options, report, table, take_turns
 from torch import Tensor
 
 from regard.data.features import build_features
@@ -104,7 +104,7 @@ def main() -> None:
         ),
         f"From files to the cache at {figures['ratio']:.2f} of the encoder's best rate.",
     ])  # fmt: skip
-    report("features", text, figures, json=arguments.json)
+    report("features", text, figures, json=arguments.json, of=elsewhere(torch.device("cpu")))
 
 
 def _decode(encoder: Encoder, files: list[Path]) -> None:

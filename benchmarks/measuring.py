@@ -46,8 +46,13 @@ def options(
 
 
 def elsewhere(device: torch.device) -> str:
-    """What to name a section after, beside its benchmark: nothing on a CPU."""
-    return "" if device.type == "cpu" else device.type
+    """What to name a section after, beside its benchmark: nothing on a CPU that has bf16."""
+    # Not above: where starting is measured, torch must not be there yet.
+    from regard.models.devices import fast_precision
+
+    if device.type != "cpu":
+        return device.type
+    return "" if fast_precision(device) == "bf16" else "float32"
 
 
 def take_turns(ways: Mapping[str, Callable[[], object]], *, runs: int) -> dict[str, list[float]]:
