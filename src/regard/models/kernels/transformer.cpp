@@ -26,7 +26,7 @@ struct Layer {
     Linear widen, narrow;
 };
 
-// x (N) plus what a part has added to it, if any; its normalised values to bf16.
+// x (N) plus what a part has added to it, if any; its normalised values as products take them.
 inline void add_and_normalise(float* x, const float* added, Norm norm, T* out, int64_t N) {
     constexpr float LEAST = 1e-5f;  // added to the variance
     float sum = 0, squares = 0;
@@ -86,30 +86,37 @@ struct Weighted {
         low = _mm512_fmadd_ps(a, wide16(value, 0xffff), low);
         high = _mm512_fmadd_ps(a, wide16(value + 16, 0xffff), high);
     }
+
+    void store(float* sums) const {
+        _mm512_storeu_ps(sums, low);
+        _mm512_storeu_ps(sums + 16, high);
+    }
 #else
     Vector sum[32 / LANES] = {};
 
     void add(float weight, const float* value) {
-        Vector v[32 / LANES];
-        std::memcpy(v, value, sizeof v);
 #pragma GCC unroll 8
-        for (int i = 0; i < 32 / LANES; i++) sum[i] += weight * v[i];
+        for (int i = 0; i < 32 / LANES; i++) {
+            Vector v;
+            std::memcpy(&v, value + i * LANES, sizeof v);
+            sum[i] += weight * v;
+        }
+    }
+
+    void store(float* sums) const {
+#pragma GCC unroll 8
+        for (int i = 0; i < 32 / LANES; i++) {
+            std::memcpy(sums + i * LANES, &sum[i], sizeof(Vector));
+        }
     }
 #endif
-
-    void write(T* found) const {
-        float sums[32];
-        std::memcpy(sums, this, sizeof sums);
-#pragma omp simd
-        for (int j = 0; j < 32; j++) put(found[j], sums[j]);
-    }
 };
 
 // Attention of one head of `width` values, a multiple of 32, to L keys: key(i) is where one is, and
 // its value is `behind` values after it. weights (L) are what it gave them.
 template <class Key>
-inline void attend(const T* query, const Key& key, float* weights, T* found,
-                   int64_t L, int64_t width, int64_t behind) {
+inline void attend(const T* query, const Key& key, float* weights, T* found, int64_t L,
+                   int64_t width, int64_t behind) {
     const float scale = 1.0f / std::sqrt(float(width));
     float most = -3e38f;
     for (int64_t i = 0; i < L; i++) {
@@ -120,7 +127,10 @@ inline void attend(const T* query, const Key& key, float* weights, T* found,
     for (int64_t d = 0; d < width; d += 32) {
         Weighted sum;
         for (int64_t i = 0; i < L; i++) sum.add(weights[i], key(i) + behind + d);
-        sum.write(found + d);
+        float sums[32];
+        sum.store(sums);
+#pragma omp simd
+        for (int j = 0; j < 32; j++) put(found[d + j], sums[j]);
     }
 }
 
@@ -130,7 +140,7 @@ struct Transformer {
     const float* words;    // (V, N), as they enter
     const float* places;   // (T, N), what is added to those in each place
     const Layer* layers;   // (depth)
-    const T* seen;  // (depth, B, L, 2 N): keys and values of the regions
+    const T* seen;         // (depth, B, L, 2 N): keys and values of the regions
     Norm norm;
     Linear leave, scorer;  // there may be nothing that leaves
     int64_t depth, B, L, N, heads, F, E, V;
