@@ -35,9 +35,11 @@ SPEAKING = frozenset(
 TRANSFORMER = frozenset(("say_words", "speak_words"))
 """What is in ``transformer.cpp``; all else is in ``training.cpp``."""
 
+_X86 = platform.machine().lower() in ("x86_64", "amd64", "i686")
+
 FLAGS = (
-    "-O3", "-march=native", "-mprefer-vector-width=512", "-std=c++17", "-fopenmp", "-shared",
-    "-fPIC", "-fno-math-errno", "-fno-trapping-math",
+    *(("-march=native", "-mprefer-vector-width=512") if _X86 else ("-mcpu=native",)),
+    "-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math",
 )  # fmt: skip
 """Not ``-ffast-math``: a loss that is not a number must be seen."""
 
