@@ -14,7 +14,7 @@ demo: $(VENV)/.demo
 ## Every check and test.
 test: $(VENV)/.dev
 	$(MAKE) check
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 ## Format, lint and types, as the pre-commit configuration has them.
 check: $(VENV)/.dev

@@ -12,6 +12,16 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+LONGEST = (
+    "test_tutorials.py", "test_training.py", "test_cluster.py", "test_export.py", "test_scst.py"
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take longest come first: no process is left with one when the other has none."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real photos, captions and weights that some machines have."""
