@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: demo test check format docs clean
+.PHONY: demo test check emulated format docs clean
 
 ## Draw scenes, train a captioner on them, caption new ones.
 demo: $(VENV)/.demo
@@ -21,6 +21,14 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+## The tests of the bf16 kernels for processors without bf16, with plain loops for its instructions.
+emulated: $(VENV)/.dev
+	for unit in "" 1; do \
+	    HOME=$$(mktemp -d) MATRIX_UNIT=$$unit REGARD_COMPILER=$(CURDIR)/tests/emulation/c++ \
+	    $(BIN)/python -m pytest -n 2 tests/test_native.py tests/test_fast.py tests/test_decoders.py \
+	        tests/test_heads.py || exit 1; \
+	done
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
