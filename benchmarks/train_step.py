@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import oracle
 from regard.machine import keep_freed_memory
-from regard.models.devices import Precision, fast_precision, find_device
+from regard.models.devices import DTYPES, Precision, fast_precision, find_device
 from regard.models.lstm import LstmDecoder
 from regard.training.learner import Learner
 from regard.training.loop import clip_gradients
@@ -248,7 +248,7 @@ def _parts(step: Step, steps: int = 5) -> dict[str, float]:
 
 
 def _product(precision: str, device: torch.device) -> Step:
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = DTYPES[precision]
     a, b = torch.rand(2, 2048, 2048, device=device).to(dtype)
     return lambda: (a @ b)[0, 0].item()
 

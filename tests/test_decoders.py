@@ -8,14 +8,13 @@ import pytest
 import torch
 
 from regard.models.decoder import Decoder, Real
+from regard.models.devices import DTYPES
 from regard.models.fast import packing
 from regard.models.lstm import LstmDecoder
 from regard.models.transformer import TransformerDecoder
 from regard.search import Rules, beam_search, sample
 
 B, K, L, D, T, V = 3, 4, 6, 10, 6, 23
-
-PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
 def lstm(**options) -> LstmDecoder:
@@ -254,10 +253,10 @@ def test_the_fast_form_says_the_same(name, compiled, photos, captions, monkeypat
     assert all(torch.equal(p, weights[n]) for n, p in decoder.named_parameters())
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_fast_caption_does_not_depend_on_its_neighbours_to_the_last_bit(name, precision, photos):
-    if packing(PRECISIONS[precision], torch.device("cpu")) is None:
+    if packing(DTYPES[precision], torch.device("cpu")) is None:
         pytest.skip("The processor has no bf16, or there is no C++ compiler.")
     torch.manual_seed(1)
     fast = MAKERS[name]().fast(precision)

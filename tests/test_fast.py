@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from regard.models.devices import DTYPES
 from regard.models.fast import WORTH_COMPILING, Packed, fast_form, fold_batch_norms, packing
 from regard.models.small import SmallEncoder
 from test_encoders import resnet18
@@ -58,10 +59,8 @@ def test_without_a_compiler_it_works_uncompiled(
 
 # --- linear layers ------------------------------------------------------------------------------
 
-DTYPES = (torch.float32, torch.bfloat16)
 
-
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES.values())
 @pytest.mark.parametrize("inner", [1, 2, 37, 64])
 @pytest.mark.parametrize("width", [2, 63, 64, 65, 200])
 @pytest.mark.parametrize("bias", [False, True])
@@ -79,7 +78,7 @@ def test_packed_products_are_those_of_rounded_factors(
         torch.testing.assert_close(packed(x), exact, rtol=allowed, atol=allowed)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES.values())
 @pytest.mark.parametrize("inner", [77, 96])  # 96: where the processor has a unit for matrices
 def test_a_row_of_a_packed_product_is_its_own_to_the_last_bit(
     dtype: torch.dtype, inner: int
@@ -94,7 +93,7 @@ def test_a_row_of_a_packed_product_is_its_own_to_the_last_bit(
         assert torch.equal(packed(x[3 : 3 + count]), together[3 : 3 + count])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES.values())
 def test_without_a_compiler_a_packed_product_is_torchs(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from regard import search
 from regard.models import native, recurrence
+from regard.models.devices import DTYPES
 from regard.models.lstm import LstmDecoder
 from regard.models.transformer import TransformerDecoder
 from regard.text.phrases import Phrases
@@ -150,15 +151,12 @@ def test_log_probabilities_are_torchs_and_do_not_depend_on_the_rows_beside(rows)
         assert torch.equal(alone[0], scores[-1])
 
 
-PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("gate", [False, True])
 @pytest.mark.parametrize("photos", [1, 3])
 def test_a_step_in_one_call_is_the_step_in_many(gate, photos, precision):
     """To the last bit, for rows in any order; a gate's sigmoid in float32 to its rounding."""
-    if native.native("say", torch.empty(0, dtype=PRECISIONS[precision])) is None:
+    if native.native("say", torch.empty(0, dtype=DTYPES[precision])) is None:
         pytest.skip("no compiler, or a processor without bf16")
     torch.manual_seed(5)
     decoder = LstmDecoder(
@@ -216,7 +214,7 @@ SPEAKERS = {
 }
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("speaker", SPEAKERS)
 @pytest.mark.parametrize("no_repeat", [None, 1, 2, 3])
 @pytest.mark.parametrize(("fewest", "longest"), [(1, 9), (4, 4), (7, 12)])
@@ -224,7 +222,7 @@ def test_a_search_in_one_call_is_the_search_step_by_step(
     speaker, no_repeat, fewest, longest, precision
 ):
     """To the last bit, whatever the width: also where a caption has to end for want of words."""
-    if native.native("speak", torch.empty(0, dtype=PRECISIONS[precision])) is None:
+    if native.native("speak", torch.empty(0, dtype=DTYPES[precision])) is None:
         pytest.skip("no compiler, or a processor without bf16")
     torch.manual_seed(longest)
     words = Vocabulary("abcdef")

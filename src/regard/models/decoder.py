@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from regard.models.beams import Searched, Wanted
-from regard.models.devices import Precision, fast_precision, lowered
+from regard.models.devices import DTYPES, Precision, fast_precision, lowered
 from regard.models.fast import pack_products
 
 
@@ -170,7 +170,7 @@ class Decoder(nn.Module, ABC):
         if precision == "auto":
             precision = fast_precision(self.embedding.weight.device)
         copied = copy.deepcopy(self).requires_grad_(False).eval()
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        dtype = DTYPES[precision]
         if precision == "bf16" or self.embedding.weight.dtype == dtype:  # float64 stays as it is
             pack_products(copied, dtype, wide=copied.wide())
         return copied

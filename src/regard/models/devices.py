@@ -12,6 +12,9 @@ from regard.models.native import native
 
 Precision = Literal["float32", "bf16"]
 
+DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16}
+"""What torch calls them."""
+
 
 def find_device(name: str) -> torch.device:
     """The device of a name.

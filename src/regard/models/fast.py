@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from regard.models.devices import Precision
+from regard.models.devices import DTYPES, Precision
 from regard.models.native import native
 
 WORTH_COMPILING = 4096
@@ -54,7 +54,7 @@ def fast_form(
     device = next(backbone.parameters()).device
     copied = copy.deepcopy(backbone).requires_grad_(False).eval()
     fold_batch_norms(copied)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = DTYPES[precision]
     copied.to(dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     worth = photos >= WORTH_COMPILING and device.type == "cpu"
     run: Encode = _Compiled(copied, batch_size) if worth else copied
@@ -89,7 +89,7 @@ def pack_products(module: nn.Module, dtype: torch.dtype, *, wide: Sequence[nn.Mo
 def packing(dtype: torch.dtype, device: torch.device) -> tuple[int, int] | None:
     """How compiled products take their weights: so many columns, in them so many values of each.
 
-    None where there are no such products; :class:`Packed` rounds its sums there.
+    None where there are no such products, and torch multiplies.
     """
     return _packing(native("packing", torch.empty(0, dtype=dtype, device=device)))
 

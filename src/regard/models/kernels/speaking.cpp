@@ -123,8 +123,7 @@ void look_rows(const bfloat16* key, const bfloat16* queries, int64_t stride, con
 
 #endif
 
-#if defined(SPEAKS)
-
+// One row, in the quickest way.
 inline void look_alone(const T* key, const T* query, const float* score, float* alpha, int64_t L,
                        int64_t A) {
 #if defined(NARROW)
@@ -133,6 +132,8 @@ inline void look_alone(const T* key, const T* query, const float* score, float* 
     look_one(key, query, score, alpha, L, A);
 #endif
 }
+
+#if defined(SPEAKS)
 
 // What an LSTM knows while it speaks. past is the gates and the query, P values a row. With a gate
 // on the context its argument follows in past. Without one there is no of_context: the regions are
@@ -247,12 +248,9 @@ void look(const T* keys, const T* queries, int64_t stride, const float* score, f
         for (; row + 5 <= end; row += 5) {
             look_rows<5>(key, queries + row * stride, stride, score, alpha + row * L, L, A);
         }
-        for (; row < end; row++) {
-            look_rows<1>(key, queries + row * stride, stride, score, alpha + row * L, L, A);
-        }
 #endif
         for (; row < end; row++) {
-            look_one(key, queries + row * stride, score, alpha + row * L, L, A);
+            look_alone(key, queries + row * stride, score, alpha + row * L, L, A);
         }
     }
 }
@@ -320,8 +318,8 @@ void packing(int64_t* answer, int) {
 }
 
 // See product.
-void multiply(const T* x, const T* packed, const float* bias, float* out, int64_t M,
-              int64_t pairs, int64_t width, int threads) {
+void multiply(const T* x, const T* packed, const float* bias, float* out, int64_t M, int64_t pairs,
+              int64_t width, int threads) {
 #pragma omp parallel num_threads(threads)
     product(x, packed, bias, out, M, pairs, width);
 }
